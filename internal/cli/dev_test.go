@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// devProcess is a running trivet dev --json.
+type devProcess struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stderr string // file
+	Table  struct {
+		DataDir   string `json:"data_dir"`
+		Endpoints string
+		Members   []row
+	}
+}
+
+// startDev starts trivet dev and waits for its table.
+func startDev(t *testing.T, args ...string) *devProcess {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts several processes")
+	}
+	path, err := exec.LookPath("trivet") // this very program; see TestMain
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &devProcess{t: t, cmd: exec.Command(path, append([]string{"dev", "--json"}, args...)...), stderr: filepath.Join(t.TempDir(), "stderr")}
+	stderr, err := os.Create(d.stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stderr.Close()
+	d.cmd.Stderr = stderr
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.cmd.Process.Kill(); d.cmd.Wait() })
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &d.Table)
+	}
+	if err != nil {
+		t.Fatalf("no table: %v; it said: %s", err, d.said())
+	}
+	return d
+}
+
+func (d *devProcess) said() string {
+	b, _ := os.ReadFile(d.stderr)
+	return string(b)
+}
+
+// until waits for something to hold.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for end := time.Now().Add(15 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("in vain: " + what)
+		}
+	}
+}
+
+func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+func (d *devProcess) membersGone() bool {
+	for _, m := range d.Table.Members {
+		if alive(m.PID) {
+			return false
+		}
+	}
+	return true
+}
+
+func ctlRun(t *testing.T, args ...string) string {
+	t.Helper()
+	path, err := exec.LookPath("etcdctl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(path, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("etcdctl %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// A cluster of three processes keeps its data and its URLs from one run to the next, and ends without leaving anyone.
+func TestDevKeepsData(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	first := startDev(t, "--data-dir", dir)
+	if len(first.Table.Members) != 3 || len(strings.Split(first.Table.Endpoints, ",")) != 3 {
+		t.Fatalf("%+v", first.Table)
+	}
+	ctlRun(t, "--endpoints="+first.Table.Endpoints, "put", "k", "v")
+	first.stop(syscall.SIGINT)
+
+	second := startDev(t, "--data-dir", dir)
+	if second.Table.Endpoints != first.Table.Endpoints {
+		t.Errorf("endpoints were %s and are %s", first.Table.Endpoints, second.Table.Endpoints)
+	}
+	for i, m := range second.Table.Members {
+		if m.ID == "" || m.ID != first.Table.Members[i].ID || m.PeerURL != first.Table.Members[i].PeerURL {
+			t.Errorf("member %d was %+v and is %+v", i, first.Table.Members[i], m)
+		}
+	}
+	leaders := 0
+	for _, m := range second.Table.Members {
+		if m.Role == "leader" {
+			leaders++
+		} else if m.Role != "follower" {
+			t.Errorf("%s is %s", m.Name, m.Role)
+		}
+	}
+	if leaders != 1 {
+		t.Errorf("%d leaders: %+v", leaders, second.Table.Members)
+	}
+	if got := ctlRun(t, "--endpoints="+second.Table.Endpoints, "get", "k", "--print-value-only"); got != "v\n" {
+		t.Errorf("k is %q", got)
+	}
+	second.stop(syscall.SIGTERM)
+}
+
+func (d *devProcess) stop(s syscall.Signal) {
+	d.t.Helper()
+	d.cmd.Process.Signal(s)
+	if err := d.cmd.Wait(); err != nil {
+		d.t.Fatalf("stopped by %s: %v; it said: %s", s, err, d.said())
+	}
+	if !d.membersGone() {
+		d.t.Fatal("members were left behind")
+	}
+}
+
+// A member that dies is reported, and the others go on.
+func TestDevReportsDeath(t *testing.T) {
+	d := startDev(t, "--data-dir", filepath.Join(t.TempDir(), "data"))
+	if err := syscall.Kill(d.Table.Members[1].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("m2 (process %d) died: signal: killed", d.Table.Members[1].PID)
+	until(t, want, func() bool { return strings.Contains(d.said(), want) })
+	ctlRun(t, "--endpoints="+d.Table.Members[0].ClientURL, "put", "k", "v")
+	d.stop(syscall.SIGINT)
+}
+
+// Members do not outlive a dev that is killed.
+func TestDevKilled(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux tells a process that its parent died")
+	}
+	d := startDev(t, "--data-dir", filepath.Join(t.TempDir(), "data"), "--nodes", "1")
+	d.cmd.Process.Kill()
+	until(t, "members die with their parent", d.membersGone)
+}

@@ -1,0 +1,197 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/trivet-kv/trivet/internal/config"
+	"github.com/trivet-kv/trivet/internal/gateway"
+	"github.com/trivet-kv/trivet/internal/metrics"
+	"github.com/trivet-kv/trivet/internal/rpc"
+	"github.com/trivet-kv/trivet/internal/server"
+	"github.com/trivet-kv/trivet/internal/transport"
+)
+
+// node is a member with its doors: the sockets for peers and clients, the services, and the metrics.
+type node struct {
+	log      *slog.Logger
+	timeout  time.Duration // of a clean stop
+	member   *server.Member
+	services *rpc.Services
+	front    *gateway.Server
+	failed   chan error // room for the first
+}
+
+// startNode opens the sockets, starts the member and puts the services in front of it. Sockets come first: when a port is
+// taken, nothing has been touched. On an error nothing is left running.
+func startNode(c *config.Config, log *slog.Logger) (*node, error) {
+	doors, err := openDoors(c)
+	if err != nil {
+		return nil, err
+	}
+	m := metrics.New(metrics.Identity{Version: version.Version, ClusterVersion: majorMinor(version.Version), Product: Version})
+	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
+	n.member, err = server.Start(memberOptions(c, log, m, doors.peers))
+	if err != nil {
+		doors.close()
+		return nil, err
+	}
+	joinMetrics(m, n.member)
+	n.services = rpc.New(rpc.Options{
+		Backend: n.member, Logger: log, Metrics: m,
+		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
+		ElectionTimeout: c.ElectionTimeout,
+	})
+	n.front, err = gateway.Start(gateway.Options{
+		Services: n.services, Backend: n.member, Metrics: m, Logger: log,
+		GRPC: rpc.ServerOptions{
+			MaxConcurrentStreams: c.MaxConcurrentStreams, KeepaliveMinTime: c.GRPCKeepAliveMinTime,
+			KeepaliveInterval: c.GRPCKeepAliveInterval, KeepaliveTimeout: c.GRPCKeepAliveTimeout,
+		},
+		Clients: doors.clients, HTTP: doors.http, Monitor: doors.monitor,
+		NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
+		CheckTimeout: 5*time.Second + 2*c.ElectionTimeout,
+	})
+	if err != nil {
+		n.services.Stop()
+		doors.close()
+		return nil, errors.Join(err, n.member.Stop(context.Background()))
+	}
+	go n.watch() // ends with the process: a node lives as long as it
+	return n, nil
+}
+
+// watch passes the first failure on.
+func (n *node) watch() {
+	select {
+	case err := <-n.member.Failed():
+		n.failed <- err
+	case err := <-n.front.Failed():
+		n.failed <- err
+	}
+}
+
+// waitReady closes ready once this member has read from the cluster: there is a leader, and it was heard of.
+func (n *node) waitReady(ctx context.Context, ready chan<- struct{}) {
+	for ctx.Err() == nil {
+		if n.member.ReadBarrier(ctx) == nil {
+			close(ready)
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// stop takes everything down in the reverse order: streams end, calls under way are answered, leadership is handed over,
+// and the state is made durable.
+func (n *node) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.timeout)
+	defer cancel()
+	n.services.Stop()
+	n.front.Stop(ctx)
+	if err := n.member.Stop(ctx); err != nil {
+		return fmt.Errorf("stop the member: %w", err)
+	}
+	n.log.Info("stopped")
+	return nil
+}
+
+func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers []net.Listener) server.Options {
+	o := server.Options{
+		DataDir: c.DataDir, Name: c.Name, Token: c.InitialClusterToken,
+		PeerURLs: config.Strings(c.AdvertisePeerURLs), ClientURLs: config.Strings(c.AdvertiseClientURLs),
+		Tick: c.Heartbeat, ElectionTicks: int(c.ElectionTimeout / c.Heartbeat), CatchupEntries: c.SnapshotCatchupEntries,
+		WatchProgress:   c.WatchProgressNotifyInterval,
+		MaxRequestBytes: int(c.MaxRequestBytes), QuotaBytes: c.QuotaBackendBytes,
+		Origin: rand.Uint64() | 1, // never zero
+		Logger: log,
+	}
+	for _, f := range c.InitialCluster {
+		o.Founders = append(o.Founders, server.Founder{Name: f.Name, PeerURLs: f.PeerURLs})
+	}
+	self := "" // this member's id, which the observers need and which is known once the network is joined
+	o.Transport = func(tc server.TransportConfig) (server.Transport, error) {
+		self = fmt.Sprintf("%x", tc.MemberID)
+		addrs := map[uint64][]string{}
+		for id, urls := range tc.Peers {
+			for _, text := range urls {
+				u, err := url.Parse(text)
+				if err != nil {
+					return nil, fmt.Errorf("peer URL %q of member %x: %w", text, id, err)
+				}
+				addrs[id] = append(addrs[id], u.Host)
+			}
+		}
+		return transport.New(transport.Config{
+			ClusterID: tc.ClusterID, ID: tc.MemberID, Version: Version, Peers: addrs, Listeners: peers,
+			FS: tc.FS, Incoming: tc.Incoming, Logger: log, Observer: observeTransport(m, self),
+		})
+	}
+	o.Observer = observeMember(m, log, c.WarningApplyDuration)
+	return o
+}
+
+// doors are the sockets of a member.
+type doors struct{ peers, clients, http, monitor []net.Listener }
+
+func openDoors(c *config.Config) (*doors, error) {
+	d := &doors{}
+	for _, l := range []struct {
+		flag string
+		urls []url.URL
+		to   *[]net.Listener
+	}{
+		{"listen-peer-urls", c.ListenPeerURLs, &d.peers}, {"listen-client-urls", c.ListenClientURLs, &d.clients},
+		{"listen-client-http-urls", c.ListenClientHTTPURLs, &d.http}, {"listen-metrics-urls", c.ListenMetricsURLs, &d.monitor},
+	} {
+		for _, u := range l.urls {
+			s, err := net.Listen("tcp", u.Host)
+			if err != nil {
+				d.close()
+				return nil, fmt.Errorf("--%s=%s: %w", l.flag, u.String(), explainListen(u.Host, err))
+			}
+			*l.to = append(*l.to, s)
+		}
+	}
+	return d, nil
+}
+
+// explainListen says what to do about an address that cannot be listened on.
+func explainListen(host string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("another process listens on %s already; stop it, or choose another port", host)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("%s is not an address of this machine; choose one of its addresses, or 0.0.0.0 for all", host)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("listening on %s is not allowed; choose a port from 1024 up", host)
+	}
+	return err
+}
+
+func (d *doors) close() {
+	for _, ls := range [][]net.Listener{d.peers, d.clients, d.http, d.monitor} {
+		for _, l := range ls {
+			l.Close()
+		}
+	}
+}
+
+// majorMinor is 3.7 of 3.7.3.
+func majorMinor(v string) string {
+	parts := strings.SplitN(v, ".", 3)
+	return parts[0] + "." + parts[1]
+}

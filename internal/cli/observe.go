@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/trivet-kv/trivet/internal/fsm"
+	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/metrics"
+	"github.com/trivet-kv/trivet/internal/replica"
+	"github.com/trivet-kv/trivet/internal/server"
+	"github.com/trivet-kv/trivet/internal/transport"
+)
+
+// This file joins what the parts of a member tell their observers to the list of metrics.
+
+// hexID is how etcd writes ids in labels.
+func hexID(id uint64) string { return fmt.Sprintf("%x", id) }
+
+func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration) server.Observer {
+	var leader uint64 // of the last change; the replica calls from one goroutine
+	return server.Observer{
+		LogSync: func(d time.Duration) { m.LogSyncSeconds.Observe(d.Seconds()) },
+		Applied: func(out *fsm.Outcome, d time.Duration) { observeApplied(m, out, d) },
+		CompactStep: func(d time.Duration) {
+			m.CompactionPause.Observe(float64(d.Milliseconds()))
+		},
+		Compacted: func(_ int64, d time.Duration) {
+			m.CompactionTotal.Observe(float64(d.Milliseconds()))
+			m.CompactionLast.SetToCurrentTime()
+		},
+		Replica: replica.Observer{
+			ApplyTook: func(entries int, d time.Duration) {
+				if d > slowApply {
+					m.SlowApply.Inc()
+					log.Warn("apply request took too long", "took", d, "expected-duration", slowApply, "entries", entries)
+				}
+			},
+			LeaderChanged: func(id, _ uint64) {
+				if id != 0 && id != leader {
+					m.LeaderChanges.Inc()
+				}
+				leader = id
+			},
+			ReadRetried:  m.SlowReadIndex.Inc,
+			ProposalLost: func(n int) { m.ProposalsFailed.Add(float64(n)) },
+		},
+	}
+}
+
+// etcdOps are etcd's names, in its metrics, for what is applied.
+var etcdOps = map[string]string{
+	"put": "Put", "delete_range": "DeleteRange", "txn": "Txn", "compact": "Compaction",
+	"lease_grant": "LeaseGrant", "lease_revoke": "LeaseRevoke", "lease_checkpoint": "LeaseCheckpoint",
+	"member_publish": "ClusterMemberAttrSet",
+}
+
+// observeApplied runs on the apply goroutine, after the batch was committed.
+func observeApplied(m *metrics.Metrics, out *fsm.Outcome, took time.Duration) {
+	m.EngineCommitSeconds.Observe(took.Seconds())
+	for _, r := range out.Ran {
+		m.Applied(etcdOps[r.Name], !r.Refused, took/time.Duration(len(out.Ran)))
+		switch {
+		case r.Refused:
+		case r.Name == "txn":
+			m.Txns.Inc()
+		case r.Name == "lease_grant":
+			m.LeasesGranted.Inc()
+		case r.Name == "lease_revoke":
+			m.LeasesRevoked.Inc()
+		}
+	}
+	for _, l := range out.Leases {
+		if l.Granted {
+			m.LeaseTTL.Observe(float64(l.Lease.TTL))
+		}
+	}
+	var puts, bytes int
+	for _, e := range out.Events {
+		if e.Type == kv.Put {
+			puts++
+			bytes += len(e.KV.Key) + len(e.KV.Value)
+		}
+	}
+	m.Puts.Add(float64(puts))
+	m.Deletes.Add(float64(len(out.Events) - puts))
+	m.PutBytes.Add(float64(bytes))
+}
+
+func observeTransport(m *metrics.Metrics, self string) transport.Observer {
+	return transport.Observer{
+		Sent:       func(to uint64, n int) { m.PeerSentBytes.WithLabelValues(hexID(to)).Add(float64(n)) },
+		Received:   func(from uint64, n int) { m.PeerReceivedBytes.WithLabelValues(hexID(from)).Add(float64(n)) },
+		SendFailed: func(to uint64, n int) { m.PeerSentFailures.WithLabelValues(hexID(to)).Add(float64(n)) },
+		RoundTrip: func(peer uint64, d time.Duration) {
+			m.PeerRoundTripSeconds.WithLabelValues(hexID(peer)).Observe(d.Seconds())
+		},
+		Active: func(peer uint64, up bool) {
+			if up {
+				m.ActivePeers.WithLabelValues(self, hexID(peer)).Inc()
+				return
+			}
+			m.ActivePeers.WithLabelValues(self, hexID(peer)).Dec()
+			m.DisconnectedPeers.WithLabelValues(self, hexID(peer)).Inc()
+		},
+		SnapshotSent: func(to uint64, _ int64, d time.Duration, err error) {
+			if err != nil {
+				m.SnapshotSendFailed.WithLabelValues(hexID(to)).Inc()
+				return
+			}
+			m.SnapshotSendOK.WithLabelValues(hexID(to)).Inc()
+			m.SnapshotSendSeconds.WithLabelValues(hexID(to)).Observe(d.Seconds())
+		},
+		SnapshotReceived: func(from uint64, _ int64, d time.Duration, err error) {
+			if err != nil {
+				m.SnapshotReceiveFailed.WithLabelValues(hexID(from)).Inc()
+				return
+			}
+			m.SnapshotReceiveOK.WithLabelValues(hexID(from)).Inc()
+			m.SnapshotReceiveSeconds.WithLabelValues(hexID(from)).Observe(d.Seconds())
+		},
+	}
+}
+
+// joinMetrics adds the values that the member is asked for when somebody scrapes.
+func joinMetrics(m *metrics.Metrics, b *server.Member) {
+	m.Join(metrics.Sources{
+		MemberID: b.Header().MemberID,
+		Peers: func() []uint64 {
+			var ids []uint64
+			for _, one := range b.Members() {
+				ids = append(ids, one.ID)
+			}
+			return ids
+		},
+		HasLeader:     func() bool { return b.Leader() != 0 },
+		IsLeader:      func() bool { return b.Leader() == b.Header().MemberID },
+		IsLearner:     b.Learner,
+		Committed:     func() uint64 { return b.Status().CommitIndex },
+		Applied:       func() uint64 { return b.Status().Applied },
+		Pending:       b.Pending,
+		QuotaBytes:    func() int64 { return b.Status().Quota },
+		LeasesRenewed: func() int64 { return b.LeaseStats().Renewed },
+		LeasesExpired: func() int64 { return b.LeaseStats().Expired },
+		Keys: func() int64 {
+			r, _, err := b.Store().Range(kv.RangeOptions{Range: kv.Range{Key: []byte{0}, End: []byte{0}}, CountOnly: true})
+			if err != nil {
+				return 0
+			}
+			return r.Count
+		},
+		WatchStreams:    func() int { return int(b.Hub().Stats().Streams) },
+		Watchers:        func() int { return int(b.Hub().Stats().Watchers) },
+		SlowWatchers:    func() int { return int(b.Hub().Stats().Slow) },
+		PendingEvents:   func() int { return int(b.Hub().Stats().Pending) },
+		DBBytes:         func() int64 { return b.Status().DBSize },
+		DBInUseBytes:    func() int64 { return b.Status().DBInUse },
+		Revision:        func() int64 { return b.Store().Revision() },
+		CompactRevision: func() int64 { return b.Store().CompactRevision() },
+	})
+}

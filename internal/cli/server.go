@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/trivet-kv/trivet/internal/config"
+	"github.com/trivet-kv/trivet/internal/datadir"
+)
+
+func (t terminal) serverCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:                "server [flags]",
+		Short:              "Run one member of a cluster, with etcd's flags",
+		DisableFlagParsing: true, // etcd's flags follow Go's rules, not cobra's
+		RunE:               func(_ *cobra.Command, args []string) error { return t.server(args) },
+	}
+	cmd.SetHelpFunc(func(*cobra.Command, []string) { t.serverHelp() })
+	return cmd
+}
+
+func (t terminal) serverHelp() {
+	fmt.Fprintln(t.out, "Run one member of a cluster. The flags, their variables and the configuration file are those of etcd 3.7.\n\nUsage:\n  trivet server [flags]")
+	config.WriteHelp(t.out)
+}
+
+// server runs a member until a signal ends it or it fails.
+func (t terminal) server(args []string) error {
+	c, err := config.Load(args, os.Environ(), os.ReadFile)
+	switch {
+	case errors.Is(err, config.ErrHelp):
+		t.serverHelp()
+		return nil
+	case errors.Is(err, config.ErrVersion):
+		writeEtcdVersion(t.out)
+		return nil
+	case err != nil:
+		return err
+	}
+	log, closeLog, err := openLog(c, t.out, t.err)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	if err := serve(c, log); err != nil {
+		log.Log(context.Background(), config.LevelFatal, "the member cannot go on", "error", err)
+		return err
+	}
+	return nil
+}
+
+// serve runs the member. It returns nil once a signal has ended it in good order.
+func serve(c *config.Config, log *slog.Logger) error {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+
+	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
+		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)
+	logNotes(log, c)
+	if err := checkFounding(c); err != nil {
+		return err
+	}
+	n, err := startNode(c, log)
+	if err != nil {
+		return err
+	}
+	ready := make(chan struct{})
+	ctx, cancel := context.WithCancel(context.Background())
+	go n.waitReady(ctx, ready)
+	for {
+		select {
+		case <-ready:
+			ready = nil
+			log.Info("ready to serve client requests", "member", fmt.Sprintf("%x", n.member.Header().MemberID), "client-urls", config.Strings(c.AdvertiseClientURLs))
+			notifySystemd(log, daemon.SdNotifyReady)
+		case s := <-signals:
+			log.Info("received a signal; stopping", "signal", s.String())
+			notifySystemd(log, daemon.SdNotifyStopping)
+			cancel()
+			stopOnSecond(signals, log)
+			return n.stop()
+		case err := <-n.failed:
+			// No clean stop: it would wait for the disk that failed. The others notice at once, and the next start recovers
+			// as from a crash.
+			cancel()
+			return err
+		}
+	}
+}
+
+// stopOnSecond ends the process at once at another signal: whoever sends it does not want to wait.
+func stopOnSecond(signals <-chan os.Signal, log *slog.Logger) {
+	go func() { // ends with the process
+		s := <-signals
+		log.Warn("received another signal; ending at once", "signal", s.String())
+		os.Exit(1)
+	}()
+}
+
+// checkFounding checks the settings that matter to a member that has no data yet; later they are not looked at.
+func checkFounding(c *config.Config) error {
+	if _, err := datadir.Look(vfs.Default, c.DataDir); err == nil || errors.Is(err, datadir.ErrEtcd) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return c.CheckBootstrap(ctx, net.DefaultResolver.LookupHost)
+}
+
+// notifySystemd tells systemd, if the member runs under it.
+func notifySystemd(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("telling systemd failed", "state", state, "error", err)
+	}
+}

@@ -1,0 +1,102 @@
+// Package config turns the command line, the environment and the configuration file into one Config. All three are made
+// from one list, the table of flags in table.go: names, defaults and sections are those of etcd 3.7, and each flag says
+// whether it works, comes later, or has no meaning here.
+//
+// It never opens a listener or the data directory, and never logs: what deserves a line in the log is collected in
+// Config.Notes, because the logger is made from the Config.
+//
+// Invariants, attacked by the tests beside this file:
+//   - The list has every flag that etcd 3.7 has, with its default (TestTableIsEtcds).
+//   - A configuration file alone wins over flags and environment; a flag wins over its variable (TestPrecedence).
+//   - No flag is silently ignored: one that comes later is refused as soon as its value is not the default, and one
+//     without meaning is noted once (TestLaterIsRefused, TestMeaninglessIsNoted).
+//   - Every error is one sentence that names the flag (or variable, or key of the file), its value, what is wrong and what
+//     to do (TestBadInput).
+package config
+
+import (
+	"log/slog"
+	"net/url"
+	"time"
+)
+
+// Config is how one member is to run. Load makes it; nobody changes it afterwards.
+type Config struct {
+	Name    string
+	DataDir string // never empty after Load: NAME.etcd unless given
+
+	ListenPeerURLs       []url.URL // http only, host is an IP address or localhost
+	ListenClientURLs     []url.URL
+	ListenClientHTTPURLs []url.URL // empty: HTTP is served on ListenClientURLs, beside gRPC
+	ListenMetricsURLs    []url.URL // empty: /metrics and /health are on the client URLs only
+	AdvertisePeerURLs    []url.URL
+	AdvertiseClientURLs  []url.URL
+
+	InitialCluster      []InitialMember // sorted by name; checked by CheckBootstrap, not by Load
+	InitialClusterState string          // "new" or "existing"
+	InitialClusterToken string
+
+	Heartbeat       time.Duration
+	ElectionTimeout time.Duration // at least five heartbeats
+
+	SnapshotCatchupEntries uint64 // log entries kept for followers that were away
+
+	QuotaBackendBytes    int64  // as given: 0 means etcd's default of 2 GiB, negative none
+	MaxTxnOps            uint   // operations of one transaction
+	MaxRequestBytes      uint   // bytes of one request
+	MaxConcurrentStreams uint32 // of one client connection
+
+	GRPCKeepAliveMinTime  time.Duration // a client that pings more often is turned away
+	GRPCKeepAliveInterval time.Duration // 0: the server does not ping
+	GRPCKeepAliveTimeout  time.Duration // 0: a connection that does not answer is not closed
+
+	WatchProgressNotifyInterval time.Duration // never zero after Load
+	WarningApplyDuration        time.Duration // applying longer than this is logged
+	WarningUnaryRequestDuration time.Duration // never zero after Load; a unary call longer than this is logged
+
+	EnableGRPCGateway bool // false: no JSON under /v3
+	EnablePprof       bool // /debug/pprof on the client URLs
+
+	LogLevel   slog.Level
+	LogFormat  string   // "json" or "console"
+	LogOutputs []string // "stderr", "stdout" or paths of files; never empty, no duplicates
+
+	// Given holds the settings that differ from their defaults, by flag, for the log.
+	Given map[string]string
+	// Notes are what the log should say once about these settings, in order.
+	Notes []Note
+}
+
+// InitialMember is one member that founds the cluster.
+type InitialMember struct {
+	Name     string
+	PeerURLs []string // sorted, as they were written
+}
+
+// Note is a line for the log.
+type Note struct {
+	Level   slog.Level
+	Message string
+	Args    []any // key, value, …
+}
+
+// Levels beyond those of slog, which etcd's --log-level also knows.
+const (
+	LevelPanic = slog.LevelError + 4
+	LevelFatal = slog.LevelError + 8
+)
+
+// Defaults for settings that are zero when they were not given, as in etcd.
+const (
+	DefaultWatchProgressNotifyInterval = 10 * time.Minute
+	DefaultWarningUnaryRequestDuration = 300 * time.Millisecond
+)
+
+// Strings are the URLs as text, in order.
+func Strings(urls []url.URL) []string {
+	s := make([]string, len(urls))
+	for i := range urls {
+		s[i] = urls[i].String()
+	}
+	return s
+}

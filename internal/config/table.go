@@ -1,0 +1,276 @@
+package config
+
+// Support says what Trivet makes of a flag of etcd.
+type Support uint8
+
+// The kinds of support.
+const (
+	// Works: the flag does what it does in etcd.
+	Works Support = iota
+	// Later: the default is accepted; any other value is refused, because ignoring it would be a lie.
+	Later
+	// Meaningless: the flag tunes a part that Trivet does not have. Any value is accepted and noted once.
+	Meaningless
+)
+
+// String is the word for documents.
+func (s Support) String() string { return [...]string{"works", "later", "no meaning"}[s] }
+
+// Flag is one line of the table.
+type Flag struct {
+	Name    string
+	Kind    Kind
+	Default string // as the user would write it
+	Section string // heading in the help; empty: not listed there
+	Support Support
+	Help    string
+	// Why says for Later what is missing, for Meaningless what Trivet has instead, and for Works where the flag's effect
+	// differs from etcd's.
+	Why string
+	// File is the key in the configuration file, with dots between the levels; empty: as Name; "-": none.
+	File string
+
+	secret bool              // the value is never shown
+	partly bool              // works in part, as Why says: noted when set
+	bind   func(*Config) any // where a value that works goes
+}
+
+// Sections of the help, in order.
+const (
+	member     = "Member"
+	clustering = "Clustering"
+	security   = "Security"
+	auth       = "Auth"
+	monitoring = "Profiling and monitoring"
+	logging    = "Logging"
+	tracing    = "Distributed tracing"
+	features   = "Features"
+	unsafe     = "Unsafe"
+	general    = "General"
+)
+
+// Reasons that several flags share.
+const (
+	noTLS       = "TLS: member and clients talk plain http"
+	noDiscovery = "finding the founding members by a discovery service or by DNS"
+	noAuth      = "users, roles and tokens"
+	noTracing   = "tracing"
+	noBbolt     = "it tunes bbolt; state lives in an LSM engine here"
+	noChange    = "changing the members of a running cluster"
+	onlyDisc    = "it is read with --discovery-endpoints only, which comes later"
+	onlyTracing = "it is read with --enable-distributed-tracing only, which comes later"
+	wasRemoved  = "etcd itself ignores it"
+	ctsec       = "client-transport-security."
+	ptsec       = "peer-transport-security."
+	dconf       = "discovery-config."
+)
+
+// Flags is the table: every flag of etcd 3.7, in the order of the help.
+func Flags() []Flag { return table }
+
+// table is never written to.
+var table = []Flag{
+	{Name: "name", Kind: String, Default: "default", Section: member, Help: "The member's name, the one it has in --initial-cluster.",
+		bind: func(c *Config) any { return &c.Name }},
+	{Name: "data-dir", Kind: String, Section: member, Help: "The directory that holds all of the member's data. Default: NAME.etcd.",
+		bind: func(c *Config) any { return &c.DataDir }},
+	{Name: "wal-dir", Kind: String, Section: member, Support: Later, Help: "A directory of its own for the log.",
+		Why: "a directory of its own for the log"},
+	{Name: "snapshot-count", Kind: Uint64, Default: "10000", Section: member, Support: Meaningless, Help: "Entries between two snapshots.",
+		Why: "state is written out as it fills up, not by entry count; the log is cut behind what is safe in the state"},
+	{Name: "heartbeat-interval", Kind: Millis, Default: "100", Section: member, Help: "Milliseconds between heartbeats of the leader.",
+		bind: func(c *Config) any { return &c.Heartbeat }},
+	{Name: "election-timeout", Kind: Millis, Default: "1000", Section: member, Help: "Milliseconds without a leader before a member stands for election.",
+		bind: func(c *Config) any { return &c.ElectionTimeout }},
+	{Name: "initial-election-tick-advance", Kind: Bool, Default: "true", Section: member, Support: Meaningless,
+		Help: "Shorten the first election after a start.",
+		Why:  "a member that finds no leader at its start does not wait for a full election timeout in any case"},
+	{Name: "listen-peer-urls", Kind: URLs, Default: "http://localhost:2380", Section: member, Help: "Where to listen for other members.",
+		bind: func(c *Config) any { return &c.ListenPeerURLs }},
+	{Name: "listen-client-urls", Kind: URLs, Default: "http://localhost:2379", Section: member,
+		Help: "Where to listen for clients, gRPC and HTTP on the same port.",
+		bind: func(c *Config) any { return &c.ListenClientURLs }},
+	{Name: "listen-client-http-urls", Kind: URLs, Section: member,
+		Help: "Where to listen for HTTP clients only; --listen-client-urls is then for gRPC only.",
+		bind: func(c *Config) any { return &c.ListenClientHTTPURLs }},
+	{Name: "max-snapshots", Kind: Uint, Default: "5", Section: member, Support: Meaningless, Help: "Snapshot files to keep.",
+		Why: "there are no snapshot files to keep"},
+	{Name: "max-wals", Kind: Uint, Default: "5", Section: member, Support: Meaningless, Help: "Log files to keep.",
+		Why: "log segments are recycled as soon as the state no longer needs them"},
+	{Name: "memory-mlock", Kind: Bool, Default: "false", Section: member, Support: Meaningless, Help: "Keep the database's pages in memory.",
+		Why: noBbolt},
+	{Name: "quota-backend-bytes", Kind: Int64, Default: "0", Section: member,
+		Help: "Size of the state above which writes are refused; 0: 2 GiB, negative: none.",
+		Why:  "reported in Status, not enforced yet: a store that grows beyond it goes on taking writes", partly: true,
+		bind: func(c *Config) any { return &c.QuotaBackendBytes }},
+	{Name: "backend-bbolt-freelist-type", Kind: String, Section: member, Support: Meaningless, Help: "Kind of free list of bbolt.", Why: noBbolt},
+	{Name: "backend-batch-interval", Kind: Duration, Default: "0s", Section: member, Support: Meaningless, Help: "Time between commits of bbolt.", Why: noBbolt},
+	{Name: "backend-batch-limit", Kind: Int, Default: "0", Section: member, Support: Meaningless, Help: "Operations between commits of bbolt.", Why: noBbolt},
+	{Name: "max-txn-ops", Kind: Uint, Default: "128", Section: member, Help: "Operations that one transaction may have.",
+		bind: func(c *Config) any { return &c.MaxTxnOps }},
+	{Name: "max-request-bytes", Kind: Uint, Default: "1572864", Section: member, Help: "Bytes that one request may have.",
+		bind: func(c *Config) any { return &c.MaxRequestBytes }},
+	{Name: "max-concurrent-streams", Kind: Uint32, Default: "4294967295", Section: member, Help: "Streams that one client connection may have open.",
+		bind: func(c *Config) any { return &c.MaxConcurrentStreams }},
+	{Name: "grpc-keepalive-min-time", Kind: Duration, Default: "5s", Section: member, Help: "Shortest time between two pings of a client.",
+		bind: func(c *Config) any { return &c.GRPCKeepAliveMinTime }},
+	{Name: "grpc-keepalive-interval", Kind: Duration, Default: "2h0m0s", Section: member, Help: "Time between pings of the server; 0: none.",
+		bind: func(c *Config) any { return &c.GRPCKeepAliveInterval }},
+	{Name: "grpc-keepalive-timeout", Kind: Duration, Default: "20s", Section: member, Help: "Wait for the answer to a ping before the connection is closed.",
+		bind: func(c *Config) any { return &c.GRPCKeepAliveTimeout }},
+	{Name: "socket-reuse-port", Kind: Bool, Default: "false", Section: member, Support: Later, Help: "Listen with SO_REUSEPORT.",
+		Why: "listening with SO_REUSEPORT", File: "socket-options.reuse-port"},
+	{Name: "socket-reuse-address", Kind: Bool, Default: "false", Section: member, Support: Meaningless, Help: "Listen with SO_REUSEADDR.",
+		Why: "Go sets SO_REUSEADDR on every listener", File: "socket-options.reuse-address"},
+	{Name: "enable-grpc-gateway", Kind: Bool, Default: "true", Section: member, Help: "Serve JSON over HTTP under /v3.",
+		bind: func(c *Config) any { return &c.EnableGRPCGateway }},
+	{Name: "raft-read-timeout", Kind: Duration, Default: "5s", Section: member, Support: Meaningless, Help: "Read timeout of peer connections.",
+		Why: "members speak a protocol of their own, whose timeouts follow from the heartbeat", File: "-"},
+	{Name: "raft-write-timeout", Kind: Duration, Default: "5s", Section: member, Support: Meaningless, Help: "Write timeout of peer connections.",
+		Why: "members speak a protocol of their own, whose timeouts follow from the heartbeat", File: "-"},
+	{Name: "feature-gates", Kind: Gates, Section: member, Help: "Features to turn on or off, as NAME=true,NAME=false.",
+		Why: "InitialCorruptCheck, CompactHashCheck and SetMemberLocalAddr come later; the others have no meaning here"},
+
+	{Name: "initial-advertise-peer-urls", Kind: URLs, Default: "http://localhost:2380", Section: clustering, Help: "Where other members reach this one.",
+		bind: func(c *Config) any { return &c.AdvertisePeerURLs }},
+	{Name: "initial-cluster", Kind: String, Default: "default=http://localhost:2380", Section: clustering,
+		Help: "The founding members as NAME=URL,NAME=URL; a member with several URLs is listed once for each."},
+	{Name: "initial-cluster-state", Kind: String, Default: "new", Section: clustering,
+		Help: "'new' to found a cluster, 'existing' to join one; ignored once there is data.",
+		Why:  "'existing' is refused on an empty data directory until members can be added to a running cluster",
+		bind: func(c *Config) any { return &c.InitialClusterState }},
+	{Name: "initial-cluster-token", Kind: String, Default: "etcd-cluster", Section: clustering,
+		Help: "A name that keeps clusters apart; part of all ids.",
+		bind: func(c *Config) any { return &c.InitialClusterToken }},
+	{Name: "advertise-client-urls", Kind: URLs, Default: "http://localhost:2379", Section: clustering,
+		Help: "Where clients reach this member. Required with --listen-client-urls.",
+		bind: func(c *Config) any { return &c.AdvertiseClientURLs }},
+	{Name: "discovery-token", Kind: String, Section: clustering, Support: Later, Help: "Token for the discovery service.", Why: noDiscovery, File: dconf + "token"},
+	{Name: "discovery-endpoints", Kind: List, Section: clustering, Support: Later, Help: "Endpoints of the discovery service.", Why: noDiscovery, File: dconf + "client.endpoints"},
+	{Name: "discovery-dial-timeout", Kind: Duration, Default: "2s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.dial-timeout"},
+	{Name: "discovery-request-timeout", Kind: Duration, Default: "5s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.request-timeout"},
+	{Name: "discovery-keepalive-time", Kind: Duration, Default: "2s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.keepalive-time"},
+	{Name: "discovery-keepalive-timeout", Kind: Duration, Default: "6s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.keepalive-timeout"},
+	{Name: "discovery-insecure-transport", Kind: Bool, Default: "true", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.insecure-transport"},
+	{Name: "discovery-insecure-skip-tls-verify", Kind: Bool, Default: "false", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.insecure-skip-tls-verify"},
+	{Name: "discovery-cert", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.cert"},
+	{Name: "discovery-key", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.key"},
+	{Name: "discovery-cacert", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.cacert"},
+	{Name: "discovery-user", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.auth.username", secret: true},
+	{Name: "discovery-password", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.auth.password", secret: true},
+	{Name: "discovery-fallback", Kind: String, Default: "exit", Section: clustering, Support: Meaningless, Help: "What to do when discovery fails: exit.", Why: onlyDisc, File: "-"},
+	{Name: "discovery-srv", Kind: String, Section: clustering, Support: Later, Help: "DNS domain whose SRV records name the founding members.", Why: noDiscovery},
+	{Name: "discovery-srv-name", Kind: String, Section: clustering, Support: Later, Help: "Suffix of the SRV service name.", Why: noDiscovery},
+	{Name: "strict-reconfig-check", Kind: Bool, Default: "true", Section: clustering, Support: Later, Help: "Refuse member changes that would lose the quorum.", Why: noChange},
+	{Name: "pre-vote", Kind: Bool, Default: "true", Section: clustering, Support: Meaningless, Help: "Ask before standing for election.",
+		Why: "pre-vote is always on; failover without waiting stands on it"},
+	{Name: "auto-compaction-retention", Kind: String, Default: "0", Section: clustering, Support: Later, Help: "History to keep when compacting by itself; 0: do not.",
+		Why: "compaction by itself"},
+	{Name: "auto-compaction-mode", Kind: String, Default: "periodic", Section: clustering, Support: Meaningless, Help: "'periodic' or 'revision'.",
+		Why: "it is read with --auto-compaction-retention only, which comes later"},
+	{Name: "v2-deprecation", Kind: String, Default: "write-only", Section: clustering, Support: Meaningless, Help: "Stage of etcd v2's removal.",
+		Why: "there is no v2 store; etcd 3.7 ignores the value too"},
+
+	{Name: "cert-file", Kind: String, Section: security, Support: Later, Help: "Certificate for clients.", Why: noTLS, File: ctsec + "cert-file"},
+	{Name: "key-file", Kind: String, Section: security, Support: Later, Help: "Its key.", Why: noTLS, File: ctsec + "key-file"},
+	{Name: "client-cert-auth", Kind: Bool, Default: "false", Section: security, Support: Later, Help: "Demand certificates of clients.", Why: noTLS, File: ctsec + "client-cert-auth"},
+	{Name: "client-cert-file", Kind: String, Section: security, Support: Later, Help: "Certificate for the member's own client connections.", Why: noTLS, File: ctsec + "client-cert-file"},
+	{Name: "client-key-file", Kind: String, Section: security, Support: Later, Help: "Its key.", Why: noTLS, File: ctsec + "client-key-file"},
+	{Name: "client-crl-file", Kind: String, Section: security, Support: Later, Help: "Revoked client certificates.", Why: noTLS, File: "-"},
+	{Name: "client-cert-allowed-hostname", Kind: List, Section: security, Support: Later, Help: "Hostnames that client certificates may carry.", Why: noTLS, File: ctsec + "allowed-hostname"},
+	{Name: "trusted-ca-file", Kind: String, Section: security, Support: Later, Help: "CA that client certificates are checked against.", Why: noTLS, File: ctsec + "trusted-ca-file"},
+	{Name: "auto-tls", Kind: Bool, Default: "false", Section: security, Support: Later, Help: "Make certificates for clients by itself.", Why: noTLS, File: ctsec + "auto-tls"},
+	{Name: "peer-cert-file", Kind: String, Section: security, Support: Later, Help: "Certificate for peers.", Why: noTLS, File: ptsec + "cert-file"},
+	{Name: "peer-key-file", Kind: String, Section: security, Support: Later, Help: "Its key.", Why: noTLS, File: ptsec + "key-file"},
+	{Name: "peer-client-cert-auth", Kind: Bool, Default: "false", Section: security, Support: Later, Help: "Demand certificates of peers.", Why: noTLS, File: ptsec + "client-cert-auth"},
+	{Name: "peer-client-cert-file", Kind: String, Section: security, Support: Later, Help: "Certificate for connections to peers.", Why: noTLS, File: ptsec + "client-cert-file"},
+	{Name: "peer-client-key-file", Kind: String, Section: security, Support: Later, Help: "Its key.", Why: noTLS, File: ptsec + "client-key-file"},
+	{Name: "peer-trusted-ca-file", Kind: String, Section: security, Support: Later, Help: "CA that peer certificates are checked against.", Why: noTLS, File: ptsec + "trusted-ca-file"},
+	{Name: "peer-cert-allowed-cn", Kind: List, Section: security, Support: Later, Help: "Common names that peer certificates may carry.", Why: noTLS, File: ptsec + "allowed-cn"},
+	{Name: "peer-cert-allowed-hostname", Kind: List, Section: security, Support: Later, Help: "Hostnames that peer certificates may carry.", Why: noTLS, File: ptsec + "allowed-hostname"},
+	{Name: "peer-auto-tls", Kind: Bool, Default: "false", Section: security, Support: Later, Help: "Make certificates for peers by itself.", Why: noTLS, File: ptsec + "auto-tls"},
+	{Name: "self-signed-cert-validity", Kind: Uint, Default: "1", Section: security, Support: Meaningless, Help: "Years that certificates made by itself are valid.",
+		Why: "it is read with --auto-tls and --peer-auto-tls only, which come later"},
+	{Name: "peer-crl-file", Kind: String, Section: security, Support: Later, Help: "Revoked peer certificates.", Why: noTLS, File: "-"},
+	{Name: "peer-skip-client-san-verification", Kind: Bool, Default: "false", Section: security, Support: Later, Help: "Do not check the names in peer certificates.", Why: noTLS, File: ptsec + "skip-client-san-verification"},
+	{Name: "cipher-suites", Kind: List, Section: security, Support: Later, Help: "Cipher suites of TLS.", Why: noTLS},
+	{Name: "cors", Kind: List, Default: "*", Section: security, Support: Later, Help: "Origins that browsers may call from.", Why: "limiting the origins of browsers"},
+	{Name: "host-whitelist", Kind: List, Default: "*", Section: security, Support: Later, Help: "Host names that plain HTTP requests may carry.", Why: "limiting the host names of requests"},
+	{Name: "tls-min-version", Kind: String, Default: "TLS1.2", Section: security, Support: Later, Help: "Lowest version of TLS.", Why: noTLS},
+	{Name: "tls-max-version", Kind: String, Section: security, Support: Later, Help: "Highest version of TLS.", Why: noTLS},
+
+	{Name: "auth-token", Kind: String, Default: "simple", Section: auth, Support: Later, Help: "Kind of tokens: simple or jwt with its options.", Why: noAuth, secret: true},
+	{Name: "bcrypt-cost", Kind: Uint, Default: "10", Section: auth, Support: Later, Help: "Cost of hashing passwords.", Why: noAuth},
+	{Name: "auth-token-ttl", Kind: Uint, Default: "300", Section: auth, Support: Later, Help: "Seconds that a simple token lives.", Why: noAuth},
+
+	{Name: "enable-pprof", Kind: Bool, Default: "false", Section: monitoring, Help: "Serve profiles under /debug/pprof.",
+		bind: func(c *Config) any { return &c.EnablePprof }},
+	{Name: "metrics", Kind: String, Default: "basic", Section: monitoring, Support: Meaningless, Help: "'basic' or 'extensive'.",
+		Why: "the gRPC histograms that 'extensive' adds are always there"},
+	{Name: "listen-metrics-urls", Kind: URLs, Section: monitoring, Help: "Where to listen for /metrics and /health apart from clients.",
+		bind: func(c *Config) any { return &c.ListenMetricsURLs }},
+
+	{Name: "logger", Kind: String, Default: "zap", Section: logging, Support: Meaningless, Help: "Kind of logger: zap.",
+		Why: "lines have zap's form, whatever writes them"},
+	{Name: "log-outputs", Kind: List, Default: "default", Section: logging, Help: "Where the log goes: default, stderr, stdout, or paths of files.",
+		bind: func(c *Config) any { return &c.LogOutputs }},
+	{Name: "log-level", Kind: String, Default: "info", Section: logging, Help: "debug, info, warn, error, panic or fatal."},
+	{Name: "log-format", Kind: String, Default: "json", Section: logging, Help: "json or console.",
+		bind: func(c *Config) any { return &c.LogFormat }},
+	{Name: "enable-log-rotation", Kind: Bool, Default: "false", Section: logging, Support: Later, Help: "Rotate the log file.", Why: "rotating the log file"},
+	{Name: "log-rotation-config-json", Kind: String, Section: logging, Support: Meaningless, Help: "How to rotate it.",
+		Default: `{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}`,
+		Why:     "it is read with --enable-log-rotation only, which comes later"},
+	{Name: "warning-unary-request-duration", Kind: Duration, Default: "300ms", Section: logging, Help: "A call that takes longer is logged.",
+		Why: "calls are timed in the metrics; slow ones are not logged yet", partly: true,
+		bind: func(c *Config) any { return &c.WarningUnaryRequestDuration }},
+
+	{Name: "enable-distributed-tracing", Kind: Bool, Default: "false", Section: tracing, Support: Later, Help: "Send traces.", Why: noTracing},
+	{Name: "distributed-tracing-address", Kind: String, Default: "localhost:4317", Section: tracing, Support: Meaningless, Help: "Where traces go.", Why: onlyTracing},
+	{Name: "distributed-tracing-service-name", Kind: String, Default: "etcd", Section: tracing, Support: Meaningless, Help: "Service name in traces.", Why: onlyTracing},
+	{Name: "distributed-tracing-instance-id", Kind: String, Section: tracing, Support: Meaningless, Help: "Instance in traces.", Why: onlyTracing},
+	{Name: "distributed-tracing-sampling-rate", Kind: Int, Default: "0", Section: tracing, Support: Meaningless, Help: "Traces per million spans.", Why: onlyTracing},
+
+	{Name: "corrupt-check-time", Kind: Duration, Default: "0s", Section: features, Support: Later, Help: "Time between checks that members agree.", Why: "comparing the members' data"},
+	{Name: "compact-hash-check-time", Kind: Duration, Default: "1m0s", Section: features, Support: Meaningless, Help: "Time between checks of compaction hashes.",
+		Why: "it is read with the feature gate CompactHashCheck only, which comes later"},
+	{Name: "compaction-batch-limit", Kind: Int, Default: "0", Section: features, Support: Meaningless, Help: "Revisions deleted in one step of a compaction.",
+		Why: "a compaction runs in small steps beside the writers and sizes them itself"},
+	{Name: "compaction-sleep-interval", Kind: Duration, Default: "0s", Section: features, Support: Meaningless, Help: "Pause between the steps of a compaction.",
+		Why: "a compaction runs in small steps beside the writers and paces them itself"},
+	{Name: "watch-progress-notify-interval", Kind: Duration, Default: "0s", Section: features, Help: "Time between progress notes to idle watchers; 0: 10m.",
+		bind: func(c *Config) any { return &c.WatchProgressNotifyInterval }},
+	{Name: "warning-apply-duration", Kind: Duration, Default: "100ms", Section: features, Help: "Applying that takes longer is logged.",
+		bind: func(c *Config) any { return &c.WarningApplyDuration }},
+	{Name: "bootstrap-defrag-threshold-megabytes", Kind: Uint, Default: "0", Section: features, Support: Meaningless, Help: "Defragment at the start if this much comes free.",
+		Why: "there is nothing to defragment"},
+	{Name: "max-learners", Kind: Int, Default: "1", Section: features, Support: Later, Help: "Learners that a cluster may have.", Why: noChange},
+	{Name: "downgrade-check-time", Kind: Duration, Default: "5s", Section: features, Support: Meaningless, Help: "Time between checks of a downgrade.",
+		Why: "there is no earlier version to go back to"},
+	{Name: "snapshot-catchup-entries", Kind: Uint64, Default: "5000", Section: features, Help: "Log entries kept for followers that were away.",
+		bind: func(c *Config) any { return &c.SnapshotCatchupEntries }},
+
+	{Name: "force-new-cluster", Kind: Bool, Default: "false", Section: unsafe, Support: Later, Help: "Make a cluster of this member alone.", Why: "making a cluster out of one member's data"},
+	{Name: "unsafe-no-fsync", Kind: Bool, Default: "false", Section: unsafe, Support: Later, Help: "Do not wait for the disk; loses data.", Why: "running without fsync"},
+
+	// Flags that etcd 3.7 still takes and ignores; like there, they need no value.
+	{Name: "cluster-active-size", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "cluster-remove-delay", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "cluster-sync-interval", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "config", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "force", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "max-result-buffer", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "max-retry-attempts", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "peer-heartbeat-interval", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "peer-election-timeout", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "retry-interval", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "snapshot", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "v", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "vv", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "test.coverprofile", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+	{Name: "test.outputdir", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},
+
+	{Name: "config-file", Kind: String, Section: general, File: "-",
+		Help: "A YAML file with all settings; flags and environment are then ignored. Durations in it are nanoseconds, or text such as 10m."},
+	{Name: "version", Kind: Bool, Default: "false", Section: general, Help: "Print the version and exit.", File: "-"},
+}

@@ -1,0 +1,231 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+// complete fills in what follows from other settings, as etcd does.
+func (c *Config) complete(given map[string]setting, fromFile bool) error {
+	_, listens := given["listen-client-urls"]
+	_, advertises := given["advertise-client-urls"]
+	if listens && !advertises && !fromFile {
+		return fmt.Errorf("--advertise-client-urls is missing; with --listen-client-urls, say also where clients reach this member")
+	}
+	if c.Name == "" || strings.ContainsAny(c.Name, ",=") {
+		return fmt.Errorf("%s: a member needs a name without commas and equal signs; give it the one it has in --initial-cluster", given["name"].shown)
+	}
+	if c.DataDir == "" {
+		c.DataDir = c.Name + ".etcd"
+	}
+	if c.WatchProgressNotifyInterval == 0 {
+		c.WatchProgressNotifyInterval = DefaultWatchProgressNotifyInterval
+	}
+	if c.WarningUnaryRequestDuration == 0 {
+		c.WarningUnaryRequestDuration = DefaultWarningUnaryRequestDuration
+	}
+	c.advertiseDefaultHost()
+
+	cluster, ok := given["initial-cluster"]
+	if !ok || cluster.value == defaultOf("initial-cluster") {
+		// etcd takes the advertised URLs once the member has a name of its own.
+		cluster.value = defaultOf("initial-cluster")
+		if c.Name != defaultOf("name") {
+			for i, u := range Strings(c.AdvertisePeerURLs) {
+				if i == 0 {
+					cluster.value = ""
+				}
+				cluster.value += "," + c.Name + "=" + u
+			}
+		}
+	}
+	var err error
+	if c.InitialCluster, err = parseInitialCluster(cluster.value); err != nil {
+		return fmt.Errorf("%s: %w", cluster.shown, err)
+	}
+	return nil
+}
+
+func defaultOf(name string) string {
+	f, _ := find(name)
+	return f.Default
+}
+
+// advertiseDefaultHost replaces localhost in advertised URLs that were left at their defaults by this machine's address
+// when the member listens on all addresses: localhost would be of no use to others.
+func (c *Config) advertiseDefaultHost() {
+	host := ""
+	swap := func(what string, advertised, listen []url.URL) {
+		isDefault := len(advertised) == 1 && advertised[0].String() == defaultOf(what)
+		if !isDefault || len(listen) == 0 || listen[0].Hostname() != "0.0.0.0" {
+			return
+		}
+		if host == "" {
+			if host = outgoingAddress(); host == "" {
+				c.note(slog.LevelWarn, "this machine has no address to advertise; others cannot reach it", "flag", "--"+what)
+				return
+			}
+		}
+		advertised[0].Host = net.JoinHostPort(host, listen[0].Port())
+		c.note(slog.LevelInfo, "advertising this machine's address", "flag", "--"+what, "url", advertised[0].String())
+	}
+	swap("initial-advertise-peer-urls", c.AdvertisePeerURLs, c.ListenPeerURLs)
+	swap("advertise-client-urls", c.AdvertiseClientURLs, c.ListenClientURLs)
+}
+
+// outgoingAddress is the address from which this machine reaches others, or empty. Nothing is sent: connecting a UDP
+// socket only looks up the route. The destination is reserved for documentation (RFC 5737).
+func outgoingAddress() string {
+	conn, err := net.Dial("udp4", "192.0.2.1:9")
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	host, _, _ := net.SplitHostPort(conn.LocalAddr().String())
+	return host
+}
+
+// validate checks each setting and how they go together; what depends on the data directory is CheckBootstrap's.
+func (c *Config) validate(given map[string]setting) error {
+	// at names the setting that was given, or the default.
+	at := func(name string) string {
+		if s, ok := given[name]; ok {
+			return s.shown
+		}
+		return "--" + name + "=" + defaultOf(name)
+	}
+	if err := c.validateURLs(at); err != nil {
+		return err
+	}
+	switch {
+	case c.Heartbeat == 0:
+		return fmt.Errorf("%s: the interval must be above zero; etcd's default is 100", at("heartbeat-interval"))
+	case c.ElectionTimeout < 5*c.Heartbeat:
+		return fmt.Errorf("%s: the timeout must be at least five times --heartbeat-interval (%d ms); write %d or more",
+			at("election-timeout"), c.Heartbeat.Milliseconds(), 5*c.Heartbeat.Milliseconds())
+	case c.ElectionTimeout > 50*time.Second:
+		return fmt.Errorf("%s: the timeout is longer than 50000 ms; write less", at("election-timeout"))
+	case c.GRPCKeepAliveInterval < 0 || c.GRPCKeepAliveTimeout < 0 || c.GRPCKeepAliveMinTime < 0:
+		return fmt.Errorf("%s, %s, %s: durations must not be negative; write 0 to turn one off",
+			at("grpc-keepalive-min-time"), at("grpc-keepalive-interval"), at("grpc-keepalive-timeout"))
+	}
+	for _, f := range []struct {
+		name  string
+		known []string
+	}{
+		{"initial-cluster-state", []string{"new", "existing"}},
+		{"auto-compaction-mode", []string{"periodic", "revision"}},
+		{"discovery-fallback", []string{"exit"}},
+		{"logger", []string{"zap"}},
+		{"log-format", []string{"json", "console"}},
+		{"log-level", []string{"debug", "info", "warn", "warning", "error", "panic", "fatal"}},
+	} {
+		if s, ok := given[f.name]; ok && !slices.Contains(f.known, s.value) {
+			return fmt.Errorf("%s: not known; write %s", s.shown, strings.Join(f.known, " or "))
+		}
+	}
+	c.LogLevel = logLevels[given["log-level"].value]
+	if err := checkGates(given["feature-gates"]); err != nil {
+		return err
+	}
+	return c.validateOutputs(at("log-outputs"))
+}
+
+// logLevels has no entry for the default, which is slog's zero.
+var logLevels = map[string]slog.Level{
+	"debug": slog.LevelDebug, "warn": slog.LevelWarn, "warning": slog.LevelWarn, "error": slog.LevelError,
+	"panic": LevelPanic, "fatal": LevelFatal,
+}
+
+func (c *Config) validateURLs(at func(string) string) error {
+	user := map[string]string{} // of each URL listened on
+	for _, l := range []struct {
+		name string
+		urls []url.URL
+	}{
+		{"listen-peer-urls", c.ListenPeerURLs}, {"listen-client-urls", c.ListenClientURLs},
+		{"listen-client-http-urls", c.ListenClientHTTPURLs}, {"listen-metrics-urls", c.ListenMetricsURLs},
+	} {
+		if len(l.urls) == 0 && (l.name == "listen-peer-urls" || l.name == "listen-client-urls") {
+			return fmt.Errorf("%s: a member must listen somewhere; write http://HOST:PORT", at(l.name))
+		}
+		for _, u := range l.urls {
+			if host := u.Hostname(); host != "localhost" && net.ParseIP(host) == nil {
+				return fmt.Errorf("%s: %q is a host name; listen on an IP address of this machine, 0.0.0.0 for all, or localhost", at(l.name), u.String())
+			}
+			if other, ok := user[u.String()]; ok && u.Port() != "0" {
+				return fmt.Errorf("%s: %q is also in --%s; give each a port of its own", at(l.name), u.String(), other)
+			}
+			user[u.String()] = l.name
+		}
+	}
+	for _, a := range []struct {
+		name string
+		urls []url.URL
+	}{
+		{"initial-advertise-peer-urls", c.AdvertisePeerURLs}, {"advertise-client-urls", c.AdvertiseClientURLs},
+	} {
+		if len(a.urls) == 0 {
+			return fmt.Errorf("%s: a member must say where it is reached; write http://HOST:PORT", at(a.name))
+		}
+		for _, u := range a.urls {
+			if u.Hostname() == "" || u.Port() == "0" {
+				return fmt.Errorf("%s: nobody can reach %q; write http://HOST:PORT with a host and a port", at(a.name), u.String())
+			}
+		}
+	}
+	return nil
+}
+
+// gates are the feature gates of etcd 3.7, and what turning one on would need here.
+var gates = map[string]string{
+	"StopGRPCServiceOnDefrag": "", "TxnModeWriteWithSharedBuffer": "", "LeaseCheckpoint": "", "LeaseCheckpointPersist": "",
+	"FastLeaseKeepAlive": "", "PriorityRequest": "", "AllAlpha": "", "AllBeta": "",
+	"InitialCorruptCheck": "comparing the members' data before serving",
+	"CompactHashCheck":    "comparing the members' data after a compaction",
+	"SetMemberLocalAddr":  "choosing the local address of peer connections",
+}
+
+func checkGates(s setting) error {
+	for _, pair := range strings.Split(s.value, ",") {
+		if pair = strings.TrimSpace(pair); pair == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		on, err := Bool.parse(strings.TrimSpace(value))
+		if !ok || err != nil {
+			return fmt.Errorf("%s: %q does not say on or off; write NAME=true or NAME=false", s.shown, pair)
+		}
+		later, known := gates[strings.TrimSpace(name)]
+		if !known {
+			return fmt.Errorf("%s: %q is not a feature gate of etcd 3.7; leave it out", s.shown, name)
+		}
+		if later != "" && on == "true" {
+			return fmt.Errorf("%s: %s is not supported yet; leave %s out", s.shown, later, name)
+		}
+	}
+	return nil
+}
+
+// validateOutputs brings the names of log outputs into their final form.
+func (c *Config) validateOutputs(at string) error {
+	if len(c.LogOutputs) > 1 && slices.Contains(c.LogOutputs, "default") {
+		return fmt.Errorf("%s: default does not go together with others; write stderr instead", at)
+	}
+	for i, o := range c.LogOutputs {
+		switch o {
+		case "default":
+			c.LogOutputs[i] = "stderr"
+		case "":
+			return fmt.Errorf("%s: an output has no name; write stderr, stdout or the path of a file", at)
+		case "systemd/journal":
+			return fmt.Errorf("%s: writing to the journal is not supported yet; write stderr, which systemd sends to the journal too", at)
+		}
+	}
+	return nil
+}

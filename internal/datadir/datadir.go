@@ -1,0 +1,311 @@
+// Package datadir owns the layout of a member's data directory: who the directory belongs to, which folder holds the log
+// and which of the state folders is the current one.
+//
+//	LOCK          held by the process that serves the directory
+//	member.json   the identity, written last when a member is founded: a directory without it never served
+//	log/          the raft log (package raftlog)
+//	STATE         one line, the name of the current state folder; replaced by rename
+//	state-N/      the state engine (package engine)
+//	incoming/     checkpoints being received; emptied at every start
+//	checkpoints/  checkpoints made for members that are far behind; emptied at every start
+//
+// Every file written here is complete and durable before it is renamed to its name, so a crash leaves the old one or the
+// new one. It never looks into the log or the state.
+package datadir
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// FormatVersion is the version of member.json and of the layout.
+const FormatVersion = 1
+
+const (
+	lockName        = "LOCK"
+	identityName    = "member.json"
+	stateName       = "STATE"
+	logName         = "log"
+	incomingName    = "incoming"
+	checkpointsName = "checkpoints"
+	statePrefix     = "state-"
+)
+
+// Errors of Open and Create. Their texts say what to do.
+var (
+	ErrLocked = errors.New("the data directory is in use by another process")
+	ErrEtcd   = errors.New("the data directory holds the data of an etcd member; nothing in it was touched: " +
+		"give another --data-dir, and copy the data over from the running etcd (for example with etcdctl make-mirror)")
+	ErrLostIdentity = errors.New("the data directory holds a log but no member.json, so it cannot be told whose it is: " +
+		"put the file back from a copy, or move the directory away to let the member begin empty")
+)
+
+// Identity says whose directory it is. It never changes once written.
+type Identity struct {
+	Version   int      `json:"version"`
+	ClusterID uint64   `json:"cluster_id"`
+	MemberID  uint64   `json:"member_id"`
+	Name      string   `json:"name"`
+	Token     string   `json:"cluster_token"`
+	PeerURLs  []string `json:"peer_urls"` // as they were when the member was founded
+}
+
+// Dir is a data directory that this process holds, or only looks at.
+type Dir struct {
+	fs   vfs.FS
+	path string
+	lock io.Closer // nil when opened for looking
+
+	// Identity is nil until Create was called, in a directory that is new.
+	Identity *Identity
+}
+
+// Open takes the directory for this process, making it if there is none, and clears away what a crash left half done.
+// It returns ErrLocked, ErrEtcd or ErrLostIdentity, wrapped with the path.
+func Open(fsys vfs.FS, path string) (*Dir, error) {
+	if err := refuseEtcd(fsys, path); err != nil {
+		return nil, err
+	}
+	if err := fsys.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	if err := syncDir(fsys, fsys.PathDir(path)); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	d := &Dir{fs: fsys, path: path}
+	lock, err := fsys.Lock(d.join(lockName))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w (%w)", path, ErrLocked, err)
+	}
+	d.lock = lock
+	if err := d.recover(); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return d, nil
+}
+
+// Look opens the directory for reading, without taking it and without changing a byte. The member should be stopped.
+func Look(fsys vfs.FS, path string) (*Dir, error) {
+	if err := refuseEtcd(fsys, path); err != nil {
+		return nil, err
+	}
+	d := &Dir{fs: fsys, path: path}
+	if err := d.readIdentity(); err != nil {
+		return nil, err
+	}
+	if d.Identity == nil {
+		return nil, fmt.Errorf("%s is no data directory of a member: it has no %s", path, identityName)
+	}
+	return d, nil
+}
+
+// Close lets go of the directory.
+func (d *Dir) Close() error {
+	if d.lock == nil {
+		return nil
+	}
+	return d.lock.Close()
+}
+
+// Log is the folder of the raft log.
+func (d *Dir) Log() string { return d.join(logName) }
+
+// Incoming is the folder for checkpoints being received, Checkpoints the one for those made for others.
+func (d *Dir) Incoming() string { return d.join(incomingName) }
+
+// Checkpoints is the folder for checkpoints made here for other members.
+func (d *Dir) Checkpoints() string { return d.join(checkpointsName) }
+
+// State returns the current state folder.
+func (d *Dir) State() (string, error) {
+	name, err := d.readFile(stateName)
+	if err != nil {
+		return "", fmt.Errorf("find the current state folder: %w", err)
+	}
+	return d.join(strings.TrimSpace(string(name))), nil
+}
+
+// Create founds a member: build is called with the folder in which the first state is to be made, durably, and then the
+// identity is written. A crash before the end leaves a directory in which Create can be called again.
+func (d *Dir) Create(id Identity, build func(stateDir string) error) error {
+	if d.Identity != nil {
+		panic("datadir: the member was founded already")
+	}
+	name := statePrefix + "1"
+	if err := d.fs.MkdirAll(d.join(name), 0o700); err != nil {
+		return err
+	}
+	if err := build(d.join(name)); err != nil {
+		return err
+	}
+	if err := d.writeFile(stateName, []byte(name+"\n")); err != nil {
+		return err
+	}
+	id.Version = FormatVersion
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := d.writeFile(identityName, append(b, '\n')); err != nil {
+		return err
+	}
+	d.Identity = &id
+	return nil
+}
+
+// Replace makes the folder staged, which must be complete and durable and on the same file system, the current state.
+// After it returns, staged is gone and a start opens the new state; the old state's folder is left for its reader to
+// close and is removed by Prune or at the next start.
+func (d *Dir) Replace(staged string) (string, error) {
+	current, err := d.State()
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.Atoi(strings.TrimPrefix(d.fs.PathBase(current), statePrefix))
+	if err != nil {
+		return "", fmt.Errorf("the current state folder has an unknown name %q: %w", current, err)
+	}
+	name := statePrefix + strconv.Itoa(n+1)
+	if err := d.fs.RemoveAll(d.join(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	if err := d.fs.Rename(staged, d.join(name)); err != nil {
+		return "", err
+	}
+	if err := d.sync(); err != nil {
+		return "", err
+	}
+	if err := d.writeFile(stateName, []byte(name+"\n")); err != nil {
+		return "", err
+	}
+	return d.join(name), nil
+}
+
+// Prune removes every state folder but the current one.
+func (d *Dir) Prune() error {
+	current, err := d.State()
+	if err != nil {
+		return err
+	}
+	return d.removeStates(d.fs.PathBase(current))
+}
+
+func (d *Dir) recover() error {
+	if err := d.readIdentity(); err != nil {
+		return err
+	}
+	for _, name := range []string{incomingName, checkpointsName} {
+		if err := d.fs.RemoveAll(d.join(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := d.fs.MkdirAll(d.join(name), 0o700); err != nil {
+			return err
+		}
+	}
+	if d.Identity != nil {
+		return d.Prune()
+	}
+	if names, err := d.fs.List(d.Log()); err == nil && len(names) > 0 {
+		return fmt.Errorf("%s: %w", d.path, ErrLostIdentity)
+	}
+	return d.removeStates("")
+}
+
+func (d *Dir) removeStates(except string) error {
+	names, err := d.fs.List(d.path)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, statePrefix) && name != except {
+			if err := d.fs.RemoveAll(d.join(name)); err != nil {
+				return fmt.Errorf("remove an old state folder: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (d *Dir) readIdentity() error {
+	b, err := d.readFile(identityName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var id Identity
+	if err := json.Unmarshal(b, &id); err != nil {
+		return fmt.Errorf("%s is damaged: %w; put it back from a copy", d.join(identityName), err)
+	}
+	if id.Version != FormatVersion {
+		return fmt.Errorf("%s has version %d; this binary knows %d: use the binary that wrote it or a newer one",
+			d.join(identityName), id.Version, FormatVersion)
+	}
+	d.Identity = &id
+	return nil
+}
+
+func (d *Dir) join(name string) string { return d.fs.PathJoin(d.path, name) }
+
+func (d *Dir) readFile(name string) ([]byte, error) {
+	f, err := d.fs.Open(d.join(name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// writeFile puts a file in place so that a crash leaves the old content or the new.
+func (d *Dir) writeFile(name string, content []byte) error {
+	next := d.join(name + ".next")
+	f, err := d.fs.Create(next, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(content); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := f.Sync(); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := d.fs.Rename(next, d.join(name)); err != nil {
+		return err
+	}
+	return d.sync()
+}
+
+func (d *Dir) sync() error { return syncDir(d.fs, d.path) }
+
+func syncDir(fsys vfs.FS, dir string) error {
+	f, err := fsys.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// refuseEtcd reports a directory in which etcd keeps its data: it has a folder member with snap or wal in it.
+func refuseEtcd(fsys vfs.FS, path string) error {
+	names, err := fsys.List(fsys.PathJoin(path, "member"))
+	if err != nil {
+		return nil
+	}
+	for _, name := range names {
+		if name == "snap" || name == "wal" {
+			return fmt.Errorf("%s: %w", path, ErrEtcd)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,60 @@
+package engine
+
+import (
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+)
+
+// Batch collects changes that become visible together, or not at all. It is a Reader that sees its own writes over what
+// is committed. One goroutine at a time may use it.
+type Batch struct {
+	b    *pebble.Batch
+	gate *gate
+}
+
+// Get implements Reader.
+func (b *Batch) Get(key []byte) ([]byte, bool, error) { return get(b.b, key) }
+
+// NewIter implements Reader. The iterator does not see writes made after it.
+func (b *Batch) NewIter(lower, upper []byte) (*Iter, error) {
+	return newIter(b.gate, b.b, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+}
+
+// NewLookup implements Reader.
+func (b *Batch) NewLookup() (*Iter, error) {
+	return newIter(b.gate, b.b, &pebble.IterOptions{UseL6Filters: true})
+}
+
+// Set writes a row. Key and value are copied.
+func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
+
+// Delete deletes a row.
+func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
+
+// DeleteRange deletes lower ≤ row < upper.
+func (b *Batch) DeleteRange(lower, upper []byte) error { return b.b.DeleteRange(lower, upper, nil) }
+
+// Len returns the size of the batch in bytes.
+func (b *Batch) Len() int { return b.b.Len() }
+
+// Count returns how many changes the batch holds.
+func (b *Batch) Count() int { return int(b.b.Count()) }
+
+// Empty reports whether the batch holds nothing.
+func (b *Batch) Empty() bool { return b.b.Empty() }
+
+// Commit makes the batch visible. It does not wait for the disk, unless memtables are full and a flush is behind. After
+// an error nothing of the batch is visible and the store must not be written any more.
+func (b *Batch) Commit() error {
+	if err := b.b.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("commit batch of %d bytes: %w", b.b.Len(), err)
+	}
+	return nil
+}
+
+// Close releases the batch, committed or not.
+func (b *Batch) Close() error {
+	defer b.gate.leave()
+	return b.b.Close()
+}

@@ -1,0 +1,301 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Defaults of Options, chosen so that a member fits a machine of 2 GiB: at most maxMemTables memtables and the cache.
+const (
+	DefaultMemTableBytes = 32 << 20
+	DefaultCacheBytes    = 64 << 20
+	maxMemTables         = 3
+)
+
+// Options say where the rows live and how much memory they may take.
+type Options struct {
+	FS  vfs.FS // nil: the operating system's
+	Dir string
+	// MemTableBytes bounds one memtable; up to three exist while a flush is behind, then writers wait. 0: the default.
+	MemTableBytes int64
+	// CacheBytes is what the cache of uncompressed blocks has at the least; it may also use what memtables leave of their
+	// three times MemTableBytes. So the two options together bound the memory of the store. 0: the default.
+	CacheBytes int64
+	// ReadOnly opens the state without changing a byte of it; for inspection.
+	ReadOnly bool
+	// MustExist refuses to make a new store where there is none.
+	MustExist bool
+	Logger    *slog.Logger // nil: nothing is logged
+	// OnFlush is told, after flushes, up to which raft index the state is durable. It is called from the engine's own
+	// goroutine, one call at a time, never after Close; calls for flushes in quick succession may be merged. It may
+	// call the Engine but must not Close it.
+	OnFlush func(durableApplied uint64)
+	// OnError is told when a flush failed (the disk is full, say). The engine tries again and again, and meanwhile memory
+	// fills up until writers wait, so the owner should not go on for long. It must not block and must not call the Engine.
+	OnError func(error)
+}
+
+// Engine is an open store of rows. All methods may be called from any goroutine; after Close they return ErrClosed.
+type Engine struct {
+	db     *pebble.DB
+	fs     vfs.FS
+	dir    string
+	logger *slog.Logger
+
+	gate    *gate
+	flushed chan struct{} // capacity 1: a flush has ended since it was last read
+	stop    chan struct{}
+	stopped sync.WaitGroup
+}
+
+// Open opens the store in o.Dir, making it if there is none. The state is that of some batch committed before, see the
+// package's invariants; DurableApplied tells which.
+func Open(o Options) (*Engine, error) {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	e := &Engine{fs: o.FS, dir: o.Dir, logger: o.Logger, gate: newGate(), flushed: make(chan struct{}, 1), stop: make(chan struct{})}
+	db, err := pebble.Open(o.Dir, e.pebbleOptions(o))
+	if err != nil {
+		return nil, fmt.Errorf("open state in %s: %w", o.Dir, err)
+	}
+	e.db = db
+	if o.OnFlush != nil && !o.ReadOnly {
+		e.stopped.Add(1)
+		go e.tellFlushes(o.OnFlush)
+	}
+	return e, nil
+}
+
+func (e *Engine) pebbleOptions(o Options) *pebble.Options {
+	if o.MemTableBytes <= 0 {
+		o.MemTableBytes = DefaultMemTableBytes
+	}
+	if o.CacheBytes <= 0 {
+		o.CacheBytes = DefaultCacheBytes
+	}
+	p := &pebble.Options{
+		FS:               o.FS,
+		ReadOnly:         o.ReadOnly,
+		ErrorIfNotExists: o.MustExist || o.ReadOnly,
+		Comparer:         newComparer(),
+		DisableWAL:       true,
+		// Pebble takes the memory of memtables out of the cache's: with less than this, full memtables would leave no cache.
+		CacheSize:                   o.CacheBytes + maxMemTables*o.MemTableBytes,
+		MemTableSize:                uint64(o.MemTableBytes),
+		MemTableStopWritesThreshold: maxMemTables,
+		// Fixed, so that a newer Pebble does not silently write what an older binary cannot read.
+		FormatMajorVersion:         pebble.FormatValueSeparation,
+		L0CompactionThreshold:      2,
+		L0StopWritesThreshold:      1000, // writers are never stopped for compactions; read cost is what they pay
+		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
+		MaxOpenFiles:               512,
+		Logger:                     pebbleLogger{o.Logger},
+	}
+	p.Experimental.FileCacheShards = 2
+	for i := range p.Levels {
+		p.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+		p.Levels[i].BlockSize = 8 << 10
+		p.Levels[i].IndexBlockSize = 64 << 10
+	}
+	onError := o.OnError
+	// FlushEnd has an error also for a flush that had nothing to write; BackgroundError is called for real ones, but for
+	// those of compactions too. What both were told is a flush that failed.
+	var flushFailure atomic.Pointer[error]
+	p.EventListener = &pebble.EventListener{
+		// Called with Pebble's lock held: only nudge.
+		FlushEnd: func(i pebble.FlushInfo) {
+			if flushFailure.Store(&i.Err); i.Err != nil {
+				return
+			}
+			select {
+			case e.flushed <- struct{}{}:
+			default:
+			}
+		},
+		BackgroundError: func(err error) {
+			e.logger.Error("background work on the state failed", "dir", e.dir, "error", err)
+			if last := flushFailure.Load(); onError != nil && last != nil && errors.Is(err, *last) {
+				onError(fmt.Errorf("write the state in %s: %w", e.dir, err))
+			}
+		},
+		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
+			e.logger.Warn("writes wait for the state to be flushed", "dir", e.dir, "reason", i.Reason)
+		},
+	}
+	return p
+}
+
+// tellFlushes runs until Close.
+func (e *Engine) tellFlushes(onFlush func(uint64)) {
+	defer e.stopped.Done()
+	for {
+		select {
+		case <-e.stop:
+			return
+		case <-e.flushed:
+		}
+		index, err := e.DurableApplied()
+		if err != nil {
+			e.logger.Error("reading the durable applied index", "dir", e.dir, "error", err)
+			continue
+		}
+		onFlush(index)
+	}
+}
+
+// Dir returns the directory the store lives in.
+func (e *Engine) Dir() string { return e.dir }
+
+// Get returns the value of a row. The value is the caller's.
+func (e *Engine) Get(key []byte) (value []byte, found bool, err error) {
+	if err := e.gate.enter(); err != nil {
+		return nil, false, err
+	}
+	defer e.gate.leave()
+	return get(e.db, key)
+}
+
+// NewIter returns an iterator over lower ≤ row < upper of what is committed now. It must be closed; while it is open the
+// files it reads are kept.
+func (e *Engine) NewIter(lower, upper []byte) (*Iter, error) {
+	return newIter(e.gate, e.db, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
+}
+
+// NewLookup returns an iterator for SeekPrefix only: it consults the filters of all files.
+func (e *Engine) NewLookup() (*Iter, error) {
+	return newIter(e.gate, e.db, &pebble.IterOptions{UseL6Filters: true})
+}
+
+// NewBatch returns an empty batch. It must be closed. Writers end before the engine is closed; one that does not panics.
+func (e *Engine) NewBatch() *Batch { return e.batch(e.db.NewIndexedBatch) }
+
+// NewBlindBatch returns an empty batch that is cheaper but cannot be read: its Get and NewIter fail. It must be closed.
+func (e *Engine) NewBlindBatch() *Batch {
+	return e.batch(func() *pebble.Batch { return e.db.NewBatch() })
+}
+
+func (e *Engine) batch(make func() *pebble.Batch) *Batch {
+	if err := e.gate.enter(); err != nil {
+		panic("engine: a batch was begun on the state in " + e.dir + " after it was closed")
+	}
+	return &Batch{b: make(), gate: e.gate}
+}
+
+// Flush makes everything committed before the call durable.
+func (e *Engine) Flush() error {
+	if err := e.gate.enter(); err != nil {
+		return err
+	}
+	defer e.gate.leave()
+	if err := e.db.Flush(); err != nil {
+		return fmt.Errorf("flush state in %s: %w", e.dir, err)
+	}
+	return nil
+}
+
+// DurableApplied returns the index in the applied row of the durable state; 0 if there is none yet.
+func (e *Engine) DurableApplied() (uint64, error) {
+	if err := e.gate.enter(); err != nil {
+		return 0, err
+	}
+	defer e.gate.leave()
+	it, err := e.db.NewIter(&pebble.IterOptions{
+		LowerBound:                metaApplied,
+		UpperBound:                append(metaApplied[:len(metaApplied):len(metaApplied)], 0),
+		OnlyReadGuaranteedDurable: true,
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read durable state in %s: %w", e.dir, err)
+	}
+	var index uint64
+	if it.First() {
+		index, _, err = DecodeApplied(it.Value())
+	}
+	if err = errors.Join(err, it.Close()); err != nil {
+		return 0, fmt.Errorf("read durable state in %s: %w", e.dir, err)
+	}
+	return index, nil
+}
+
+// Checkpoint makes a copy of the state in dir, which must not exist: everything committed before the call, perhaps more,
+// all of it durable when the call returns. Files are shared by hard links, so it costs no space at first. Dir must be on
+// the file system of the store.
+func (e *Engine) Checkpoint(dir string) error {
+	if err := e.gate.enter(); err != nil {
+		return err
+	}
+	defer e.gate.leave()
+	if err := e.Flush(); err != nil {
+		return err
+	}
+	if err := e.db.Checkpoint(dir); err != nil {
+		return fmt.Errorf("checkpoint of %s to %s: %w", e.dir, dir, err)
+	}
+	return nil
+}
+
+// DiskUsage returns the bytes of all files of the state, and of those that hold current rows.
+func (e *Engine) DiskUsage() (total, inUse int64) {
+	if e.gate.enter() != nil {
+		return 0, 0
+	}
+	defer e.gate.leave()
+	m := e.db.Metrics()
+	total = int64(m.DiskSpaceUsage())
+	inUse = total - int64(m.Table.ObsoleteSize+m.Table.ZombieSize)
+	return total, max(inUse, 0)
+}
+
+// Compact rewrites the rows of lower ≤ row < upper so that deleted ones give their space back now rather than later.
+func (e *Engine) Compact(ctx context.Context, lower, upper []byte) error {
+	if err := e.gate.enter(); err != nil {
+		return err
+	}
+	defer e.gate.leave()
+	return e.db.Compact(ctx, lower, upper, false)
+}
+
+// Close waits for the reads that are under way, which may be as slow as the clients that they are for, and closes the
+// files. What begins meanwhile gets ErrClosed. It does not flush: what was not durable is lost, as in a crash.
+func (e *Engine) Close() error {
+	if !e.gate.close() {
+		return ErrClosed
+	}
+	close(e.stop)
+	e.stopped.Wait()
+	if err := e.db.Close(); err != nil {
+		return fmt.Errorf("close state in %s: %w", e.dir, err)
+	}
+	return nil
+}
+
+// pebbleLogger keeps Pebble's errors and leaves its chatter to debug level.
+type pebbleLogger struct{ l *slog.Logger }
+
+func (p pebbleLogger) Infof(format string, args ...any) {
+	if p.l.Enabled(context.Background(), slog.LevelDebug) {
+		p.l.Debug(fmt.Sprintf(format, args...))
+	}
+}
+
+func (p pebbleLogger) Errorf(format string, args ...any) { p.l.Error(fmt.Sprintf(format, args...)) }
+
+// Fatalf is for states from which Pebble cannot go on (a manifest that cannot be written): the process must end, and the
+// next start recovers.
+func (p pebbleLogger) Fatalf(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	p.l.Error(text)
+	panic("engine: " + text)
+}

@@ -1,0 +1,49 @@
+package engine
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Close waits for a read that is under way, and refuses those that begin after it.
+func TestCloseWaitsForReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, err := Open(Options{FS: vfs.NewMem(), Dir: "state"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		it, err := e.NewIter(nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed := make(chan error, 1)
+		go func() { closed <- e.Close() }()
+		synctest.Wait()
+		select {
+		case err := <-closed:
+			t.Fatalf("closed under a reader: %v", err)
+		default:
+		}
+		if _, err := e.NewIter(nil, nil); !errors.Is(err, ErrClosed) {
+			t.Fatalf("a read that began after Close: %v", err)
+		}
+		if _, _, err := e.Get([]byte("x")); !errors.Is(err, ErrClosed) {
+			t.Fatalf("a read that began after Close: %v", err)
+		}
+		if it.First() {
+			t.Fatal("an empty store has a row")
+		}
+		if err := it.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-closed; err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Close(); !errors.Is(err, ErrClosed) {
+			t.Fatalf("closed twice: %v", err)
+		}
+	})
+}

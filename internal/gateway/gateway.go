@@ -1,0 +1,205 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	etcdgw "go.etcd.io/etcd/api/v3/etcdserverpb/gw"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"github.com/trivet-kv/trivet/internal/metrics"
+	"github.com/trivet-kv/trivet/internal/rpc"
+)
+
+// Options says what the front door serves, and where.
+type Options struct {
+	Services *rpc.Services    // required
+	Backend  rpc.Backend      // required: for the health pages
+	Metrics  *metrics.Metrics // required
+	Logger   *slog.Logger     // required
+	GRPC     rpc.ServerOptions
+
+	// Clients are the listeners of --listen-client-urls: gRPC and HTTP, or gRPC alone if there are any of
+	// --listen-client-http-urls. Monitor are those of --listen-metrics-urls, which serve /metrics and the health
+	// pages; the client listeners serve them too. All are closed by Stop.
+	Clients, HTTP, Monitor []net.Listener
+
+	NoJSON bool // --enable-grpc-gateway=false
+	Pprof  bool // --enable-pprof
+
+	// SilentTimeout is how long a connection may wait before it shows its protocol, and a request of HTTP/1 before its
+	// header is whole. 0: 30 s.
+	SilentTimeout time.Duration
+	// CheckTimeout bounds one look of the health pages. 0: 7 s, etcd's request timeout at its default election timeout.
+	CheckTimeout time.Duration
+}
+
+// Server serves clients from Start to Stop.
+type Server struct {
+	o         Options
+	grpc      *grpc.Server
+	http      *http.Server
+	monitor   *http.Server
+	memory    *bufconn.Listener // the JSON gateway's way to the services
+	conn      *grpc.ClientConn
+	splitters []*splitter
+
+	done   sync.WaitGroup
+	failed chan error
+}
+
+// memoryBuffer is how many bytes may be under way in each direction between the JSON gateway and the services.
+const memoryBuffer = 256 << 10
+
+// Start begins to serve. The caller stops the Services before it stops the Server, so that streams end.
+func Start(o Options) (*Server, error) {
+	if o.SilentTimeout == 0 {
+		o.SilentTimeout = 30 * time.Second
+	}
+	if o.CheckTimeout == 0 {
+		o.CheckTimeout = 7 * time.Second
+	}
+	s := &Server{o: o, grpc: rpc.NewServer(o.Services, o.GRPC), failed: make(chan error, 1)}
+	mux := http.NewServeMux()
+	s.pages(mux)
+	mux.HandleFunc("/version", serveVersion)
+	mux.HandleFunc("/debug/vars", serveVars)
+	if o.Pprof {
+		registerPprof(mux)
+	}
+	if !o.NoJSON {
+		h, err := s.json()
+		if err != nil {
+			return nil, err
+		}
+		mux.Handle("/v3/", h)
+	}
+	s.http = s.httpServer(frontPage(mux))
+	monitor := http.NewServeMux()
+	s.pages(monitor)
+	s.monitor = s.httpServer(monitor)
+
+	for _, l := range o.Clients {
+		if len(o.HTTP) > 0 {
+			s.serve(func() error { return s.grpc.Serve(l) })
+			continue
+		}
+		sp := newSplitter(l, o.SilentTimeout, o.Logger)
+		s.splitters = append(s.splitters, sp)
+		s.serve(func() error { return s.grpc.Serve(sp.grpc) })
+		s.serve(func() error { return s.http.Serve(sp.http) })
+	}
+	for _, l := range o.HTTP {
+		s.serve(func() error { return s.http.Serve(l) })
+	}
+	for _, l := range o.Monitor {
+		s.serve(func() error { return s.monitor.Serve(l) })
+	}
+	return s, nil
+}
+
+func (s *Server) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: s.o.SilentTimeout,
+		ErrorLog:          log.New(io.Discard, "", 0), // what clients do wrong is theirs to see
+	}
+}
+
+// pages are those that every HTTP listener has.
+func (s *Server) pages(mux *http.ServeMux) {
+	m := s.o.Metrics
+	mux.Handle("/metrics", m.Handler())
+	(&healthPages{
+		b: s.o.Backend, timeout: s.o.CheckTimeout, record: m.HealthResult,
+		success: m.HealthSuccess.Inc, failure: m.HealthFailures.Inc,
+	}).register(mux)
+}
+
+// serve runs one accept loop; the first that fails for another reason than the stop is reported by Failed.
+func (s *Server) serve(f func() error) {
+	s.done.Add(1)
+	go func() {
+		defer s.done.Done()
+		err := f()
+		if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		select {
+		case s.failed <- fmt.Errorf("gateway: serve clients: %w", err):
+		default:
+		}
+	}()
+}
+
+// Failed tells that a listener has broken. It holds at most one error.
+func (s *Server) Failed() <-chan error { return s.failed }
+
+// json is the JSON gateway: grpc-gateway with etcd's options, whose calls go to the same grpc server through memory.
+func (s *Server) json() (http.Handler, error) {
+	s.memory = bufconn.Listen(memoryBuffer)
+	s.serve(func() error { return s.grpc.Serve(s.memory) })
+	conn, err := grpc.NewClient("passthrough:///gateway",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.memory.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32), grpc.MaxCallSendMsgSize(math.MaxInt32)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: connect to the services: %w", err)
+	}
+	s.conn = conn
+	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{
+		Marshaler: &runtime.JSONPb{
+			MarshalOptions:   protojson.MarshalOptions{UseProtoNames: true},
+			UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
+		},
+	}))
+	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
+		etcdgw.RegisterKVHandler, etcdgw.RegisterWatchHandler, etcdgw.RegisterLeaseHandler,
+		etcdgw.RegisterClusterHandler, etcdgw.RegisterMaintenanceHandler, etcdgw.RegisterAuthHandler,
+	} {
+		if err := register(context.Background(), mux, conn); err != nil {
+			return nil, fmt.Errorf("gateway: join the JSON gateway: %w", err)
+		}
+	}
+	return mux, nil
+}
+
+// Stop closes the listeners, lets the calls under way end until ctx does, and then breaks off what is left.
+func (s *Server) Stop(ctx context.Context) {
+	for _, sp := range s.splitters {
+		sp.close()
+	}
+	_ = s.http.Shutdown(ctx)
+	_ = s.monitor.Shutdown(ctx)
+	_ = s.http.Close()
+	_ = s.monitor.Close()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.grpc.GracefulStop()
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
+	s.grpc.Stop()
+	<-ended
+	if s.conn != nil {
+		_ = s.conn.Close()
+	}
+	s.done.Wait()
+}

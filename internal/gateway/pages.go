@@ -1,0 +1,72 @@
+package gateway
+
+import (
+	"encoding/json"
+	"expvar"
+	"fmt"
+	"net/http"
+	"net/http/pprof"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/trivet-kv/trivet/internal/rpc"
+)
+
+// serveVersion is /version. The versions are etcd's, because tools parse and compare them; our own is elsewhere.
+func serveVersion(w http.ResponseWriter, r *http.Request) {
+	if !allow(w, r, http.MethodGet) {
+		return
+	}
+	body, err := json.Marshal(version.Versions{
+		Server: version.Version, Cluster: version.Cluster(version.Version) + ".0", Storage: rpc.StorageVersion,
+	})
+	if err != nil {
+		panic(fmt.Sprintf("gateway: three strings do not marshal: %v", err))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(body)
+}
+
+// serveVars is /debug/vars, in expvar's form.
+func serveVars(w http.ResponseWriter, r *http.Request) {
+	if !allow(w, r, http.MethodGet) {
+		return
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	sep := "{\n"
+	expvar.Do(func(v expvar.KeyValue) {
+		_, _ = fmt.Fprintf(w, "%s%q: %s", sep, v.Key, v.Value)
+		sep = ",\n"
+	})
+	_, _ = fmt.Fprint(w, "\n}\n")
+}
+
+func registerPprof(mux *http.ServeMux) {
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+}
+
+// frontPage does what etcd does to every HTTP request: old paths of the gateway lead to the new, any origin is allowed,
+// and OPTIONS is answered at once.
+func frontPage(mux http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, old := range []string{"/v3beta/", "/v3alpha/"} {
+			if rest, ok := strings.CutPrefix(r.URL.Path, old); ok {
+				r.URL.Path, r.URL.RawPath = "/v3/"+rest, ""
+			}
+		}
+		h := w.Header()
+		h.Set("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE")
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Allow-Headers", "accept, content-type, authorization")
+		if r.Method == http.MethodOptions {
+			w.WriteHeader(http.StatusOK)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}

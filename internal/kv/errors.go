@@ -1,0 +1,33 @@
+package kv
+
+import "errors"
+
+// The sentinel errors. Packages wrap them with %w and context; package rpc has the one table that maps them to etcd's
+// gRPC codes and texts.
+var (
+	ErrEmptyKey        = errors.New("key is not provided")
+	ErrKeyNotFound     = errors.New("key not found")
+	ErrValueProvided   = errors.New("value is provided")
+	ErrLeaseProvided   = errors.New("lease is provided")
+	ErrCompacted       = errors.New("required revision has been compacted")
+	ErrFutureRevision  = errors.New("required revision is a future revision")
+	ErrLeaseNotFound   = errors.New("requested lease not found")
+	ErrLeaseExists     = errors.New("lease already exists")
+	ErrLeaseTTLTooLong = errors.New("too large lease TTL")
+	ErrNoSpace         = errors.New("database space exceeded")
+	ErrCorrupt         = errors.New("corrupt cluster")
+
+	ErrTooManyRequests = errors.New("too many requests")
+	ErrRequestTooLarge = errors.New("request is too large")
+	ErrStopped         = errors.New("server stopped")
+	ErrTimeout         = errors.New("request timed out")
+	// ErrTimeoutLeaderFail and ErrTimeoutLostConnection tell why a request timed out.
+	ErrTimeoutLeaderFail     = errors.New("request timed out, possibly due to previous leader failure")
+	ErrTimeoutLostConnection = errors.New("request timed out, possibly due to connection lost")
+	ErrNoLeader              = errors.New("no leader")
+	ErrNotLeader             = errors.New("not leader")
+	ErrLeaderChanged         = errors.New("leader changed")
+	ErrLeaderTransferTimeout = errors.New("request timed out, leader transfer took too long")
+	ErrBadLeaderTransferee   = errors.New("bad leader transferee")
+	ErrMemberNotFound        = errors.New("member not found")
+)

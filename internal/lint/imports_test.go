@@ -1,0 +1,147 @@
+package lint
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Who in the house may import whom: a package, what of the house it may import, and why. A package that is not here may
+// not exist. Tests may import more.
+const house = `
+kv:                                     # the words; everybody may use them, they use nobody
+command: kv                             # what enters the log, told in the words
+engine: kv                              # keys.go knows revisions and leases
+mvcc: engine kv                         # keys and their history
+lease: engine kv                        # state only; meets mvcc and member in fsm
+member: engine                          # state only; meets mvcc and lease in fsm
+fsm: command engine kv lease member mvcc # the one place where state changes
+raftlog:                                # bytes on disk; knows no words
+transport:                              # bytes between members; knows no words
+replica: command kv                     # hands entries on in command's envelope; knows no keys
+watch: kv                               # reads history through an interface of its own
+leader: command kv                      # jobs that only propose, through functions it is given
+compactor:                              # drives a compaction's steps beside the writers; only calls
+datadir:                                # the layout of the data directory
+metrics:                                # the list of measurements; others give it values
+rpc: command fsm kv metrics mvcc watch  # services: validate, translate, encode
+rpc/rpctest: command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
+gateway: kv metrics rpc                 # HTTP in front of the same services
+config:                                 # settings; knows nobody
+server: command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
+cli: command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
+sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
+lint:                                   # reads source only
+`
+
+// Who may import what from outside: a path (and everything below it), the packages that may, and why.
+const outside = `
+github.com/cockroachdb/pebble/v2/vfs: internal/engine internal/raftlog internal/datadir internal/transport internal/server internal/sim internal/cli internal/rpc/rpctest # the file system that tests can crash
+github.com/cockroachdb/pebble/v2: internal/engine # so that the engine can be replaced
+go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport internal/server # server passes messages from one to the other; the rest of the house knows indexes, not raft
+go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the version that clients are told
+go.etcd.io/etcd/api/v3: internal/rpc internal/gateway internal/sim examples # wire messages stay at the edge
+go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev and for people to read
+go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
+go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
+go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
+google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples # grpc's server is joined in rpc alone
+github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
+github.com/prometheus: internal/metrics # others call observers
+github.com/spf13/cobra: internal/cli # commands
+sigs.k8s.io/yaml: internal/config # the configuration file
+github.com/anishathalye/porcupine: internal/sim # linearizability
+github.com/coreos/go-systemd/v22: internal/cli # Type=notify
+`
+
+// rules reads "name: words # reason" lines.
+func rules(t *testing.T, text string) (names []string, words map[string][]string) {
+	t.Helper()
+	words = map[string][]string{}
+	for line := range strings.Lines(text) {
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		rule, reason, ok := strings.Cut(line, "#")
+		name, list, colon := strings.Cut(rule, ": ")
+		if !colon {
+			name, list, colon = strings.Cut(strings.TrimSpace(rule), ":")
+		}
+		if !ok || !colon || strings.TrimSpace(reason) == "" {
+			t.Fatalf("%q is not a rule: name: words # reason", line)
+		}
+		if _, twice := words[name]; twice {
+			t.Fatalf("two rules for %s", name)
+		}
+		names = append(names, name)
+		words[name] = strings.Fields(list)
+	}
+	return names, words
+}
+
+func TestHouseImports(t *testing.T) {
+	_, allowed := rules(t, house)
+	used := map[string]map[string]bool{}
+	for _, s := range sources(t) {
+		pkg, ok := strings.CutPrefix(s.dir, "internal/")
+		if !ok || s.test {
+			continue
+		}
+		if used[pkg] == nil {
+			used[pkg] = map[string]bool{}
+			if _, ok := allowed[pkg]; !ok {
+				t.Errorf("package internal/%s has no rule", pkg)
+			}
+		}
+		for _, i := range s.imports() {
+			of, ok := strings.CutPrefix(i, modulePath+"/internal/")
+			if !ok {
+				continue
+			}
+			used[pkg][of] = true
+			if !slices.Contains(allowed[pkg], of) {
+				t.Errorf("%s: internal/%s may not import internal/%s", s.path, pkg, of)
+			}
+		}
+	}
+	for pkg := range used {
+		if strings.Count(pkg, "/") > 1 {
+			t.Errorf("internal/%s: at most two levels under internal", pkg)
+		}
+	}
+}
+
+// The packages under test and cmd see the program from outside.
+func TestOutsideTheHouse(t *testing.T) {
+	for _, s := range sources(t) {
+		if strings.HasPrefix(s.dir, "internal/") {
+			continue
+		}
+		for _, i := range s.imports() {
+			if of, ok := strings.CutPrefix(i, modulePath+"/internal/"); ok && (s.dir != "cmd/trivet" || of != "cli") {
+				t.Errorf("%s: may not import internal/%s: outside of internal only cmd/trivet does, and only cli", s.path, of)
+			}
+		}
+	}
+}
+
+func TestForeignImports(t *testing.T) {
+	names, allowed := rules(t, outside)
+	// The longest path that fits is the rule.
+	slices.SortFunc(names, func(a, b string) int { return len(b) - len(a) })
+	for _, s := range sources(t) {
+		for _, i := range s.imports() {
+			n := slices.IndexFunc(names, func(n string) bool { return i == n || strings.HasPrefix(i, n+"/") })
+			if n < 0 {
+				continue
+			}
+			rule := names[n]
+			if s.test && len(allowed[rule]) > 0 {
+				continue // tests may look at more, but not at what nobody may
+			}
+			if !slices.ContainsFunc(allowed[rule], func(dir string) bool { return s.dir == dir || strings.HasPrefix(s.dir, dir+"/") && dir == "examples" }) {
+				t.Errorf("%s: may not import %s", s.path, i)
+			}
+		}
+	}
+}

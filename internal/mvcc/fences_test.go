@@ -1,0 +1,248 @@
+package mvcc
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/engine"
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// Fences stay right, split and merge, through growth and shrinking of thousands of keys in big and small batches, and
+// every count and page agrees with the keys there are, now and at older revisions.
+func TestFences(t *testing.T) {
+	steps := 60
+	if testing.Short() {
+		steps = 40
+	}
+	for seed := range uint64(3) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 400+seed, 6000)
+			defer w.close()
+			live := map[string]bool{}
+			var history []fenceMark
+			splits, merges := 0, 0
+			for i := range steps {
+				before := len(w.s.fences.keys)
+				growing := i/15%2 == 0
+				w.fenceBatch(live, growing)
+				if n := len(w.s.fences.keys); n > before {
+					splits++
+				} else if n < before {
+					merges++
+				}
+				keys := sortedKeys(live)
+				w.check(checkFences(&w.s.fences, keys), "fences after step %d", i)
+				loaded, err := loadFences(w.e)
+				w.check(err, "load fences")
+				if !slices.Equal(loaded.keys, w.s.fences.keys) || !slices.Equal(loaded.counts, w.s.fences.counts) {
+					t.Fatalf("step %d: fences in rows differ from those in memory", i)
+				}
+				history = append(history, fenceMark{w.s.Revision(), keys})
+				for range 4 {
+					w.fenceReads(history)
+				}
+			}
+			if splits == 0 || merges == 0 {
+				t.Fatalf("%d splits, %d merges", splits, merges)
+			}
+		})
+	}
+}
+
+type fenceMark struct {
+	revision int64
+	live     []string
+}
+
+func sortedKeys(live map[string]bool) []string {
+	keys := make([]string, 0, len(live))
+	for k := range live {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+func (w *world) fenceBatch(live map[string]bool, growing bool) {
+	w.t.Helper()
+	b := w.e.NewBatch()
+	defer b.Close()
+	wr := w.s.NewWriter(b)
+	n := 1 + w.rng.IntN(400)
+	if w.rng.IntN(10) == 0 {
+		n *= 5
+	}
+	for n > 0 {
+		txn := wr.Begin()
+		for range 1 + w.rng.IntN(100) {
+			n--
+			key := w.key()
+			switch {
+			case growing || w.rng.IntN(10) == 0:
+				_, err := txn.Put(key, nil, 0)
+				w.check(err, "put")
+				live[string(key)] = true
+			case w.rng.IntN(50) == 0:
+				r := kv.Range{Key: key, End: append(bytes.Clone(key[:2]), byte('0'+w.rng.IntN(10)), 0xff)}
+				_, err := txn.Delete(r, false, nil)
+				w.check(err, "delete range")
+				for k := range live {
+					if r.Contains([]byte(k)) {
+						delete(live, k)
+					}
+				}
+			default:
+				_, err := txn.Delete(kv.Range{Key: key}, false, nil)
+				w.check(err, "delete")
+				delete(live, string(key))
+			}
+		}
+		// What the transaction counts includes its own changes, which no fence knows of yet.
+		if w.rng.IntN(3) == 0 {
+			r := w.span()
+			got, err := txn.Range(kv.RangeOptions{Range: r, CountOnly: true})
+			w.check(err, "count")
+			if want := countIn(sortedKeys(live), r); got.Count != want {
+				w.t.Fatalf("transaction counts %d keys in %q, want %d", got.Count, r, want)
+			}
+		}
+		txn.End()
+	}
+	_, err := wr.Publish()
+	w.check(err, "publish")
+}
+
+func countIn(keys []string, r kv.Range) (n int64) {
+	for _, k := range keys {
+		if r.Contains([]byte(k)) {
+			n++
+		}
+	}
+	return n
+}
+
+// fenceReads counts and pages at a random moment of history.
+func (w *world) fenceReads(history []fenceMark) {
+	w.t.Helper()
+	at := history[len(history)-1-w.rng.IntN(min(len(history), 12))]
+	o := kv.RangeOptions{Range: w.span(), Revision: at.revision, CountOnly: w.rng.IntN(2) == 0, KeysOnly: true}
+	if !o.CountOnly {
+		o.Limit = 1 + w.rng.Int64N(700)
+		o.Order = kv.SortOrder(w.rng.IntN(3))
+	}
+	if w.rng.IntN(2) == 0 {
+		o.Revision, at = 0, history[len(history)-1]
+	}
+	got, _, err := w.s.Range(o)
+	w.check(err, "range")
+	want := countIn(at.live, o.Range)
+	if got.Count != want || got.More != (o.Limit > 0 && want > o.Limit) {
+		w.t.Fatalf("%+v counts %d, more %t; want %d", o, got.Count, got.More, want)
+	}
+}
+
+// A range's count from fences and edges is right for every pair of bounds around fence keys.
+func TestFenceCountEdges(t *testing.T) {
+	f := fences{keys: []string{"", "c", "f"}, counts: []int64{3, 2, 4}}
+	all := []string{"a", "aa", "b", "c", "d", "f", "g", "h", "i"}
+	bounds := []string{"\x00", "a", "b", "bz", "c", "c\x00", "d", "f", "f\x00", "i", "j", "z"}
+	for _, from := range bounds {
+		for _, to := range append([]string{""}, bounds...) {
+			r := kv.Range{Key: []byte(from), End: []byte(to)}
+			c := f.count(r)
+			got := c.whole
+			for _, e := range c.edges {
+				if len(e.Key) > 0 {
+					got += countIn(all, e)
+				}
+			}
+			if want := countIn(all, r); got != want {
+				t.Errorf("%q counts %d, want %d (%+v)", r, got, want, c)
+			}
+		}
+	}
+}
+
+// A store with many keys opens without walking them: the count is there at once.
+func TestFencesAreLoaded(t *testing.T) {
+	w := newWorld(t, 500, 1)
+	defer func() { w.close() }()
+	fill(t, w.e, w.s, 5000, 10)
+	w.reopen()
+	if got := w.s.fences.total(); got != 5000 {
+		t.Fatalf("%d keys counted after reopening", got)
+	}
+	if n := len(w.s.fences.keys); n < 5 || n > 40 {
+		t.Fatalf("%d fences for 5000 keys", n)
+	}
+}
+
+// fill puts n keys of the form key/00000000 with values of size bytes, 100 to a transaction, 10 transactions to a batch.
+func fill(t testing.TB, e *engine.Engine, s *Store, n, size int) {
+	t.Helper()
+	value := bytes.Repeat([]byte("v"), size)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for i := 0; i < n; {
+		b := e.NewBatch()
+		w := s.NewWriter(b)
+		for j := 0; j < 10 && i < n; j++ {
+			txn := w.Begin()
+			for k := 0; k < 100 && i < n; k++ {
+				v := bytes.Clone(value)
+				for x := 0; x+8 < len(v); x += 16 {
+					v[x] = byte(rng.Uint32())
+				}
+				if _, err := txn.Put([]byte(fmt.Sprintf("key/%08d", i)), v, 0); err != nil {
+					t.Fatal(err)
+				}
+				i++
+			}
+			txn.End()
+		}
+		if _, err := w.Publish(); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func openMem(t testing.TB) (*engine.Engine, *Store) {
+	t.Helper()
+	e, err := engine.Open(engine.Options{FS: vfs.NewMem(), Dir: "state"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := Open(e, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, s
+}
+
+func sweepAll(t testing.TB, s *Store, limit int) {
+	t.Helper()
+	for {
+		done, err := s.CompactStep(context.Background(), limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done {
+			return
+		}
+	}
+}

@@ -1,0 +1,437 @@
+package mvcc
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/trivet-kv/trivet/internal/engine"
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// Writer makes changes in one engine batch. One Writer is open at a time; the next one may be made when this one was
+// published, or given up because its batch was.
+type Writer struct {
+	s        *Store
+	b        *engine.Batch
+	id       uint64
+	revision int64 // of the newest change in the batch, or the store's
+	compact  int64
+	delta    map[int]int64 // by index of fence: live keys more or fewer
+	events   []kv.Event
+	lookup   *engine.Iter // of what was committed before; opened when first needed
+	open     bool         // a Txn is open
+
+	key, value []byte // scratch
+}
+
+// NewWriter returns a Writer for b. The caller owns b, writes other rows into it if it likes, and closes it. A Writer
+// that was not published before is discarded.
+func (s *Store) NewWriter(b *engine.Batch) *Writer {
+	if s.writer != nil {
+		s.writer.Discard()
+	}
+	s.heads.turn()
+	s.writers++
+	s.writer = &Writer{s: s, b: b, id: s.writers, revision: s.Revision(), compact: s.CompactRevision(), delta: map[int]int64{}}
+	return s.writer
+}
+
+// Discard gives the Writer up, with everything it was told. It does nothing after Publish.
+func (w *Writer) Discard() {
+	if w.s.writer != w {
+		return
+	}
+	w.s.writer = nil
+	w.s.heads.forget()
+	if w.lookup != nil {
+		w.lookup.Close() // it only read: an error of it was returned where it happened
+		w.lookup = nil
+	}
+}
+
+// Revision returns the main revision after the last Txn that ended.
+func (w *Writer) Revision() int64 { return w.revision }
+
+// CompactRevision returns the compact revision, a Compact in this batch included.
+func (w *Writer) CompactRevision() int64 { return w.compact }
+
+// Compact makes rev the oldest revision that can be read. The rows go later, in CompactStep. It returns
+// kv.ErrCompacted if that was done already and kv.ErrFutureRevision if rev has not come.
+func (w *Writer) Compact(rev int64) error {
+	if rev <= w.compact {
+		return kv.ErrCompacted
+	}
+	if rev > w.revision {
+		return kv.ErrFutureRevision
+	}
+	w.compact = rev
+	return nil
+}
+
+// Publish adds the rows that sum up the batch, commits it, and shows readers the new state. It returns the changes in
+// order; their keys and values are those that were given to Put, and must not be changed. After an error nothing of the
+// batch is visible, and the Writer is to be discarded. The Writer is spent.
+func (w *Writer) Publish() ([]kv.Event, error) {
+	if w.open {
+		panic("mvcc: Publish while a transaction is open")
+	}
+	edits, err := w.finish()
+	if w.lookup != nil {
+		if e := w.lookup.Close(); err == nil {
+			err = e
+		}
+		w.lookup = nil
+	}
+	if err == nil {
+		err = w.b.Commit()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mvcc: write revision %d: %w", w.revision, err)
+	}
+	w.s.publish(w.revision, w.compact, edits)
+	w.s.writer, w.s.fresh = nil, false
+	return w.events, nil
+}
+
+// finish writes the rows that depend on the whole batch.
+func (w *Writer) finish() ([]fenceEdit, error) {
+	set := func(key []byte, n int64) error { return w.b.Set(key, engine.AppendNumber(nil, n)) }
+	if w.s.fresh {
+		if err := set(engine.MetaFormat(), formatVersion); err != nil {
+			return nil, err
+		}
+	}
+	if err := set(engine.MetaRevision(), w.revision); err != nil {
+		return nil, err
+	}
+	if w.compact != w.s.CompactRevision() {
+		if err := set(engine.MetaCompact(), w.compact); err != nil {
+			return nil, err
+		}
+	}
+	if len(w.delta) == 0 {
+		return nil, nil
+	}
+	edits, err := w.s.fences.plan(w.delta, w.cut)
+	if err != nil {
+		return nil, err
+	}
+	return edits, w.s.fences.write(w.b, edits)
+}
+
+// cut walks the n live keys from..to (to is empty for no bound), with this batch's changes, and makes fences of them.
+func (w *Writer) cut(from, to string, n int64) ([]fence, error) {
+	r := kv.Range{Key: []byte(from), End: []byte(to)}
+	if to == "" {
+		r.End = []byte{0}
+	}
+	lower, upper := engine.VersionBounds(r)
+	it, err := w.b.NewIter(lower, upper)
+	if err != nil {
+		return nil, err
+	}
+	defer it.Close()
+	each := n / (n / fenceKeys)
+	pieces := []fence{{key: from}}
+	c := newCursor(it, w.revision)
+	for ok := c.first(); ok; ok = c.next() {
+		last := &pieces[len(pieces)-1]
+		if last.count >= each && int64(len(pieces)) < n/fenceKeys {
+			pieces = append(pieces, fence{key: string(c.key)})
+			last = &pieces[len(pieces)-1]
+		}
+		last.count++
+	}
+	return pieces, c.err
+}
+
+// head returns what is known of the key's newest version, this batch's changes included.
+func (w *Writer) head(key []byte) (*head, error) {
+	if h, ok := w.s.heads.get(key); ok {
+		return h, nil
+	}
+	h := &head{}
+	row, err := w.find(key)
+	if err != nil {
+		return nil, err
+	}
+	if row != nil {
+		_, rev, err := engine.DecodeVersion(w.lookup.Key())
+		if err != nil {
+			return nil, err
+		}
+		tail, tombstone, err := engine.DecodeVersionValue(row)
+		if err != nil {
+			return nil, err
+		}
+		h.mod = rev
+		if !tombstone {
+			t, err := engine.DecodeTail(tail)
+			if err != nil {
+				return nil, err
+			}
+			h.live, h.create, h.version, h.lease = true, t.Create, t.Version, t.Lease
+		}
+	}
+	w.s.heads.put(key, h)
+	return h, nil
+}
+
+// find moves lookup to the newest version of key that was committed before this batch, and returns the row's value; nil
+// if there is none. The value is valid until the next find.
+func (w *Writer) find(key []byte) ([]byte, error) {
+	if w.lookup == nil {
+		it, err := w.s.e.NewLookup()
+		if err != nil {
+			return nil, err
+		}
+		w.lookup = it
+	}
+	w.key = engine.AppendVersionPrefix(w.key[:0], key)
+	if !w.lookup.SeekPrefix(w.key) {
+		return nil, w.lookup.Err()
+	}
+	return w.lookup.Value(), nil
+}
+
+// valueOf returns the value of a live head's version. It is valid until the next find.
+func (w *Writer) valueOf(key []byte, h *head) ([]byte, error) {
+	if h.writer == w.id {
+		return w.events[h.event].KV.Value, nil
+	}
+	row, err := w.find(key)
+	if err != nil {
+		return nil, err
+	}
+	tail, tombstone, err := engine.DecodeVersionValue(row)
+	if err != nil || tombstone {
+		return nil, fmt.Errorf("mvcc: newest version of %q should be %s: tombstone %t, %w", key, h.mod, tombstone, err)
+	}
+	t, err := engine.DecodeTail(tail)
+	return t.Value, err
+}
+
+// set writes the rows of one change, which e describes, and makes h its head.
+func (w *Writer) set(e kv.Event, h *head) error {
+	w.key = engine.AppendVersion(w.key[:0], e.KV.Key, e.Revision)
+	if e.Type == kv.Put {
+		w.value = engine.AppendLiveValue(w.value[:0], e.KV)
+	} else {
+		w.value = engine.AppendTombstoneValue(w.value[:0])
+	}
+	if err := w.b.Set(w.key, w.value); err != nil {
+		return err
+	}
+	w.key = engine.AppendRevision(w.key[:0], e.Revision)
+	w.value = engine.AppendChange(w.value[:0], engine.Change{Type: e.Type, Superseded: e.Superseded, Key: e.KV.Key})
+	if err := w.b.Set(w.key, w.value); err != nil {
+		return err
+	}
+	*h = head{
+		mod: e.Revision, create: e.KV.CreateRevision, version: e.KV.Version, lease: e.KV.Lease, live: e.Type == kv.Put,
+		writer: w.id, event: int32(len(w.events)),
+	}
+	w.events = append(w.events, e)
+	return nil
+}
+
+func (h *head) superseded() kv.Revision {
+	if !h.live {
+		return kv.Revision{}
+	}
+	return h.mod
+}
+
+// pair returns the head as a KeyValue without its value.
+func (h *head) pair(key []byte) kv.KeyValue {
+	return kv.KeyValue{Key: key, CreateRevision: h.create, ModRevision: h.mod.Main, Version: h.version, Lease: h.lease}
+}
+
+// Begin starts a transaction: all its changes make one revision. Only one is open at a time.
+func (w *Writer) Begin() *Txn {
+	if w.open {
+		panic("mvcc: Begin while a transaction is open")
+	}
+	w.open = true
+	return &Txn{w: w}
+}
+
+// Txn is one transaction. It sees its own changes and those made before in the batch.
+type Txn struct {
+	w       *Writer
+	changes int64
+}
+
+// Revision returns the newest revision that the transaction sees: its own once it has changed something.
+func (t *Txn) Revision() int64 {
+	if t.changes > 0 {
+		return t.w.revision + 1
+	}
+	return t.w.revision
+}
+
+func (t *Txn) nextRevision() kv.Revision { return kv.Revision{Main: t.w.revision + 1, Sub: t.changes} }
+
+// Put sets key to value with a lease (0: none), and returns the pair it replaced, without its value; its Version is 0 if
+// there was none. The events refer to key and value: the caller must not change them afterwards.
+func (t *Txn) Put(key, value []byte, lease kv.LeaseID) (before kv.KeyValue, err error) {
+	h, err := t.w.head(key)
+	if err != nil {
+		return kv.KeyValue{}, err
+	}
+	rev := t.nextRevision()
+	e := kv.Event{Type: kv.Put, Revision: rev, Superseded: h.superseded()}
+	e.KV = kv.KeyValue{Key: key, Value: value, CreateRevision: rev.Main, ModRevision: rev.Main, Version: 1, Lease: lease}
+	if h.live {
+		before = h.pair(key)
+		e.KV.CreateRevision, e.KV.Version = h.create, h.version+1
+	} else {
+		t.w.delta[t.w.s.fences.find(key)]++
+	}
+	t.changes++
+	return before, t.w.set(e, h)
+}
+
+// Head returns the newest pair of key.
+func (t *Txn) Head(key []byte) (kv.KeyValue, bool, error) {
+	h, err := t.w.head(key)
+	if err != nil || !h.live {
+		return kv.KeyValue{}, false, err
+	}
+	value, err := t.w.valueOf(key, h)
+	pair := h.pair(bytes.Clone(key))
+	pair.Value = bytes.Clone(value)
+	return pair, err == nil, err
+}
+
+// Delete deletes the keys of r in order and returns how many there were. It calls visit, unless it is nil, with each pair
+// before it is deleted; the pair is the callee's, and has its value only if values is set. An error of visit ends it.
+func (t *Txn) Delete(r kv.Range, values bool, visit func(kv.KeyValue) error) (int64, error) {
+	if r.Single() {
+		return t.deleteOne(r.Key, values, visit)
+	}
+	n := int64(0)
+	lower, upper := engine.VersionBounds(r)
+	it, err := t.w.b.NewIter(lower, upper)
+	if err != nil {
+		return 0, err
+	}
+	defer it.Close()
+	c := newCursor(it, t.Revision())
+	for ok := c.first(); ok; ok = c.next() {
+		key := bytes.Clone(c.key)
+		if visit != nil {
+			row := c.row()
+			if !values {
+				row.Tail = cutValue(row.Tail)
+			}
+			pair, err := row.keyValue()
+			if err != nil {
+				return n, err
+			}
+			if err := visit(pair); err != nil {
+				return n, err
+			}
+		}
+		h, known := t.w.s.heads.get(key)
+		if !known {
+			h = &head{live: true, mod: c.rev}
+			t.w.s.heads.put(key, h)
+		}
+		if err := t.delete(key, h); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, c.err
+}
+
+func (t *Txn) deleteOne(key []byte, values bool, visit func(kv.KeyValue) error) (int64, error) {
+	h, err := t.w.head(key)
+	if err != nil || !h.live {
+		return 0, err
+	}
+	if visit != nil {
+		pair := h.pair(key)
+		if values {
+			value, err := t.w.valueOf(key, h)
+			if err != nil {
+				return 0, err
+			}
+			pair.Value = bytes.Clone(value)
+		}
+		if err := visit(pair); err != nil {
+			return 0, err
+		}
+	}
+	return 1, t.delete(key, h)
+}
+
+func (t *Txn) delete(key []byte, h *head) error {
+	rev := t.nextRevision()
+	t.w.delta[t.w.s.fences.find(key)]--
+	t.changes++
+	return t.w.set(kv.Event{
+		Type: kv.Delete, Revision: rev, Superseded: h.mod, KV: kv.KeyValue{Key: key, ModRevision: rev.Main},
+	}, h)
+}
+
+// Range reads as Store.Range does, at the newest revision the transaction sees or at an older one.
+func (t *Txn) Range(o kv.RangeOptions) (kv.RangeResult, error) {
+	w, current := t.w, t.Revision()
+	rev, err := resolve(o.Revision, current, w.compact)
+	if err != nil {
+		return kv.RangeResult{}, err
+	}
+	if o.Single() && rev == current {
+		return t.point(o)
+	}
+	lower, upper := engine.VersionBounds(o.Range)
+	it, err := w.b.NewIter(lower, upper)
+	if err != nil {
+		return kv.RangeResult{}, err
+	}
+	defer it.Close()
+	v := view{it: it, revision: rev, current: current, count: w.s.fences.count(o.Range)}
+	for i, d := range w.delta {
+		if i >= v.count.from && i < v.count.to {
+			v.count.whole += d
+		}
+	}
+	return v.collect(o)
+}
+
+// point reads one key at the newest revision; it needs no iterator, and no read at all if the head is known and the
+// value is not asked for.
+func (t *Txn) point(o kv.RangeOptions) (kv.RangeResult, error) {
+	h, err := t.w.head(o.Key)
+	if err != nil || !h.live {
+		return kv.RangeResult{}, err
+	}
+	r := kv.RangeResult{Count: 1}
+	if o.CountOnly || !admits(&o, h.mod.Main, h.create) {
+		return r, nil
+	}
+	pair := h.pair(bytes.Clone(o.Key))
+	if !o.KeysOnly {
+		value, err := t.w.valueOf(o.Key, h)
+		if err != nil {
+			return kv.RangeResult{}, err
+		}
+		pair.Value = bytes.Clone(value)
+	}
+	r.KVs = []kv.KeyValue{pair}
+	return r, nil
+}
+
+// End ends the transaction and returns the revision after it: a new one if it changed something.
+func (t *Txn) End() (rev int64) {
+	if !t.w.open {
+		panic("mvcc: End of a transaction that ended")
+	}
+	if t.changes > 0 {
+		t.w.revision++
+	}
+	t.w.open = false
+	return t.w.revision
+}

@@ -1,0 +1,403 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/trivet-kv/trivet/internal/command"
+)
+
+// lone is member 1 of three, alone with a test that plays the other two.
+type lone struct {
+	t       *testing.T
+	r       *Replica
+	machine *toy
+
+	mu     sync.Mutex
+	sent   []*raftpb.Message
+	writes []Write
+}
+
+// watchedLog notes what is written.
+type watchedLog struct {
+	raftLog
+	l *lone
+}
+
+func (w watchedLog) Append(write Write) {
+	w.l.mu.Lock()
+	w.l.writes = append(w.l.writes, write)
+	w.l.mu.Unlock()
+	w.raftLog.Append(write)
+}
+
+func (l *lone) Send(ms []*raftpb.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, m := range ms {
+		l.sent = append(l.sent, proto.CloneOf(m))
+	}
+}
+
+func (l *lone) SendSnapshot(*raftpb.Message, string, func(error)) {}
+
+// take returns the messages of one type sent since it was last asked.
+func (l *lone) take(kind raftpb.MessageType) []*raftpb.Message {
+	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var got []*raftpb.Message
+	l.sent = slices.DeleteFunc(l.sent, func(m *raftpb.Message) bool {
+		if m.GetType() == kind {
+			got = append(got, m)
+		}
+		return m.GetType() == kind
+	})
+	return got
+}
+
+func (l *lone) one(kind raftpb.MessageType) *raftpb.Message {
+	l.t.Helper()
+	ms := l.take(kind)
+	if len(ms) != 1 {
+		l.t.Fatalf("%d messages %s were sent, not one", len(ms), kind)
+	}
+	return ms[0]
+}
+
+func startLone(t *testing.T) *lone {
+	fs := vfs.NewMem()
+	log := openLog(t, fs)
+	machine, err := openToy(fs, toyState{Applied: Position{1, 1}, ConfState: EncodeConfState([]uint64{1, 2, 3}, nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lone{t: t, machine: machine}
+	machine.onFlush = func(uint64) {}
+	l.r, err = Start(Config{ID: 1, Origin: 0xabc, Log: watchedLog{log, l}, Machine: machine, Transport: l,
+		Applied: machine.state.Applied, ConfState: machine.state.ConfState})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.r.Stop(); log.Close() })
+	return l
+}
+
+func (l *lone) heartbeat(leader, term, commit uint64) {
+	l.r.Receive(&raftpb.Message{Type: raftpb.MsgHeartbeat.Enum(), From: new(leader), To: new(uint64(1)), Term: new(term), Commit: new(commit)})
+	synctest.Wait()
+}
+
+// appendEntries plays a leader that appends entries behind prev, and commits all of them.
+func (l *lone) appendEntries(leader, term uint64, prev Position, es ...*raftpb.Entry) {
+	last := prev.Index
+	for i, e := range es {
+		last = prev.Index + uint64(i) + 1
+		e.Index, e.Type = new(last), raftpb.EntryNormal.Enum()
+	}
+	l.r.Receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(leader), To: new(uint64(1)), Term: new(term),
+		Index: new(prev.Index), LogTerm: new(prev.Term), Entries: es, Commit: new(last)})
+	synctest.Wait()
+}
+
+// TestReadRounds: what a follower makes of answers to its questions: lost, late, doubled, of another start, of a leader
+// that is none any more.
+func TestReadRounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		reads := make(chan string, 10)
+		read := func(name string) {
+			go func() {
+				index, err := l.r.ReadIndex(t.Context())
+				reads <- fmt.Sprintf("%s %d %v", name, index, err)
+			}()
+			synctest.Wait()
+		}
+		answer := func(question *raftpb.Message, from, term, index uint64) {
+			l.r.Receive(&raftpb.Message{Type: raftpb.MsgReadIndexResp.Enum(), From: new(from), To: new(uint64(1)), Term: new(term),
+				Index: new(index), Entries: question.Entries})
+			synctest.Wait()
+		}
+		expect := func(want string) {
+			t.Helper()
+			got := "nothing"
+			select {
+			case got = <-reads:
+			default:
+			}
+			if got != want {
+				t.Errorf("%s was served, want %s", got, want)
+			}
+		}
+
+		read("a") // there is no leader: the read waits
+		if n := len(l.take(raftpb.MsgReadIndex)); n != 0 {
+			t.Errorf("%d questions without a leader", n)
+		}
+		l.heartbeat(2, 2, 0)
+		qa := l.one(raftpb.MsgReadIndex)
+		read("b")
+		qb := l.one(raftpb.MsgReadIndex)
+
+		// An answer to the later question serves the earlier read too; the earlier answer comes late and is of no use.
+		answer(qb, 2, 2, 7)
+		got := []string{<-reads, <-reads}
+		slices.Sort(got)
+		if !slices.Equal(got, []string{"a 7 <nil>", "b 7 <nil>"}) {
+			t.Errorf("%v", got)
+		}
+		read("c")
+		qc := l.one(raftpb.MsgReadIndex)
+		answer(qa, 2, 2, 6)
+		answer(qb, 2, 2, 7) // doubled
+		expect("nothing")
+		stranger := proto.CloneOf(qc)
+		stranger.Entries[0].Data[0] ^= 1 // the same number, of another start of this member
+		answer(stranger, 2, 2, 6)
+		expect("nothing")
+
+		// No answer: another question is asked, never the same one (E#20418).
+		time.Sleep(readRetryTicks * 100 * time.Millisecond)
+		again := l.one(raftpb.MsgReadIndex)
+		if string(again.Entries[0].Data) == string(qc.Entries[0].Data) {
+			t.Error("the same question was asked twice")
+		}
+
+		// A new leader is asked at once; an answer that the old one gave before still serves what it was asked for.
+		l.heartbeat(3, 3, 0)
+		qd := l.one(raftpb.MsgReadIndex)
+		if qd.GetTo() != 3 {
+			t.Errorf("asked member %d", qd.GetTo())
+		}
+		read("d")
+		qd2 := l.one(raftpb.MsgReadIndex)
+		answer(qd, 3, 3, 9)
+		expect("c 9 <nil>")
+		expect("nothing")
+		answer(qd2, 3, 3, 9)
+		expect("d 9 <nil>")
+
+		// ReadBarrier waits for the state machine as well.
+		go func() { reads <- fmt.Sprint("e ", l.r.ReadBarrier(t.Context())) }()
+		answer(l.one(raftpb.MsgReadIndex), 3, 3, 2)
+		expect("nothing")
+		l.appendEntries(3, 3, Position{1, 1}, &raftpb.Entry{Term: new(uint64(3))})
+		expect("e <nil>")
+	})
+}
+
+// TestLostIsProposedAgain: a forwarded command is sent again when its leader is certain not to have got it into the log,
+// and only then.
+func TestLostIsProposedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		propose := func(cmd string) {
+			if err := l.r.Propose(t.Context(), []byte(cmd)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		commands := func(m *raftpb.Message) (s string) {
+			for _, e := range m.Entries {
+				_ = command.Batch(e.Data, func(_ uint64, cmd []byte) error { s += string(cmd); return nil })
+			}
+			return s
+		}
+		gone, leave := context.WithCancel(t.Context())
+		l.heartbeat(2, 2, 0)
+		propose("a")
+		pa := l.one(raftpb.MsgProp)
+		propose("b")
+		pb := l.one(raftpb.MsgProp)
+		if err := l.r.Propose(gone, []byte("c")); err != nil {
+			t.Fatal(err)
+		}
+		l.one(raftpb.MsgProp)
+		if pa.GetTerm() != 2 || pa.GetTo() != 2 || commands(pa) != "a" {
+			t.Errorf("sent %v", pa)
+		}
+
+		// Another leader is not proof: it may have the entries.
+		l.heartbeat(3, 3, 0)
+		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
+			t.Errorf("%d commands were sent again before their fate was known", len(ms))
+		}
+		leave() // nobody waits for c any more
+
+		// Its first entry is: a is in the log before it, b and c are not.
+		l.appendEntries(3, 3, Position{1, 1}, &raftpb.Entry{Term: new(uint64(2)), Data: pa.Entries[0].Data}, &raftpb.Entry{Term: new(uint64(3))})
+		again := l.one(raftpb.MsgProp)
+		if commands(again) != "b" || again.GetTerm() != 3 || again.GetTo() != 3 {
+			t.Errorf("sent again %q in term %d to %d", commands(again), again.GetTerm(), again.GetTo())
+		}
+		if string(again.Context) == string(pb.Context) {
+			t.Error("under the same number in another term")
+		}
+
+		// Without a change of term it is sent again under the same number, so that the leader takes it once.
+		time.Sleep(3 * time.Second / 2)
+		l.heartbeat(3, 3, 0)
+		time.Sleep(200 * time.Millisecond)
+		for _, m := range l.take(raftpb.MsgProp) {
+			if string(m.Context[:16]) != string(again.Context[:16]) {
+				t.Error("sent again under another number")
+			}
+		}
+		l.appendEntries(3, 3, Position{3, 3}, &raftpb.Entry{Term: new(uint64(3)), Data: again.Entries[0].Data})
+		if n := l.r.pending.commands.Load(); n != 0 {
+			t.Errorf("%d commands are still counted", n)
+		}
+		if got := l.machine.commands(); !slices.Equal(got, []string{"a", "b"}) {
+			t.Errorf("applied %q", got)
+		}
+	})
+}
+
+// lead makes the member leader of the next term.
+func (l *lone) lead() (term uint64) {
+	l.t.Helper()
+	if err := l.r.onLoop(l.t.Context(), func(lo *loop) { _ = lo.rn.Campaign() }); err != nil {
+		l.t.Fatal(err)
+	}
+	for _, kinds := range [][2]raftpb.MessageType{{raftpb.MsgPreVote, raftpb.MsgPreVoteResp}, {raftpb.MsgVote, raftpb.MsgVoteResp}} {
+		ms := l.take(kinds[0])
+		if len(ms) != 2 {
+			l.t.Fatalf("%d messages %s", len(ms), kinds[0])
+		}
+		term = ms[0].GetTerm()
+		l.r.Receive(&raftpb.Message{Type: kinds[1].Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(term)})
+	}
+	synctest.Wait()
+	if s := l.r.Status(); s.State != Leader || s.Term != term {
+		l.t.Fatalf("%+v", s)
+	}
+	return term
+}
+
+// TestLeaderTakesForeign: a leader appends a forwarded command once, and only if it was meant for its term.
+func TestLeaderTakesForeign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		term := l.lead()
+		forward := func(term, seq uint64, data string) {
+			l.r.Receive(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(term),
+				Context: ticket{7, seq, 1}.encode(), Entries: []*raftpb.Entry{{Data: []byte(data)}}})
+			synctest.Wait()
+		}
+		before := l.r.Status().LastIndex
+		forward(term-1, 1, "meant for the leader before")
+		forward(term+1, 1, "meant for another")
+		if last := l.r.Status().LastIndex; last != before {
+			t.Errorf("%d entries of other terms were taken", last-before)
+		}
+		forward(term, 1, "x")
+		forward(term, 1, "x")
+		forward(term, 2, "y")
+		if last := l.r.Status().LastIndex; last != before+2 {
+			t.Errorf("%d entries were taken, not two", last-before)
+		}
+		// A MsgProp that does not come from a replica at all.
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Entries: []*raftpb.Entry{{Data: []byte("z")}}})
+		synctest.Wait()
+		if last := l.r.Status().LastIndex; last != before+2 {
+			t.Error("a command without a ticket was taken")
+		}
+		// When it is leader no more, what it took and did not hand to raft is void.
+		l.heartbeat(2, term+1, 0)
+		forward(term+1, 3, "to a follower")
+		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
+			t.Errorf("a follower passed on %v", ms)
+		}
+	})
+}
+
+// TestWhatMustBeDurable: votes, terms and entries are written durably before anybody hears of them; a commit index alone
+// is not worth a sync.
+func TestWhatMustBeDurable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		written := func() (ws []Write) {
+			synctest.Wait()
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			ws, l.writes = l.writes, nil
+			return ws
+		}
+		written()
+		l.heartbeat(2, 2, 1)
+		if ws := written(); len(ws) != 1 || !ws[0].Sync || ws[0].HardState.GetTerm() != 2 {
+			t.Errorf("a new term: %+v", ws)
+		}
+		l.appendEntries(2, 2, Position{1, 1}, &raftpb.Entry{Term: new(uint64(2))})
+		if ws := written(); len(ws) != 1 || !ws[0].Sync || len(ws[0].Entries) != 1 {
+			t.Errorf("an entry: %+v", ws)
+		}
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(2)),
+			Index: new(uint64(2)), LogTerm: new(uint64(2)), Commit: new(uint64(2))})
+		for _, w := range written() {
+			if w.Sync {
+				t.Errorf("a commit index: %+v", w)
+			}
+		}
+		l.take(raftpb.MsgVoteResp)
+		time.Sleep(5 * time.Second) // the leader is silent: others may stand for election
+		written()
+		vote := &raftpb.Message{Type: raftpb.MsgVote.Enum(), From: new(uint64(3)), To: new(uint64(1)), Term: new(uint64(9)), Index: new(uint64(9)), LogTerm: new(uint64(8))}
+		l.r.Receive(vote)
+		ws := written()
+		if len(ws) == 0 || !ws[0].Sync || ws[0].HardState.GetVote() != 3 {
+			t.Errorf("a vote: %+v", ws)
+		}
+		if m := l.one(raftpb.MsgVoteResp); m.GetReject() || m.GetTerm() != 9 {
+			t.Errorf("answered %v", m)
+		}
+	})
+}
+
+// TestForeignTakesOnce: a leader takes each number of each start of a member once, and forgets no more than it may.
+func TestForeignTakesOnce(t *testing.T) {
+	var f foreign
+	f.retain(5, true)
+	for i, c := range []struct {
+		sender uint64
+		t      ticket
+		want   bool
+	}{
+		{2, ticket{10, 1, 1}, true},
+		{2, ticket{10, 1, 1}, false}, // doubled
+		{2, ticket{10, 3, 1}, true},  // overtook
+		{2, ticket{10, 2, 1}, true},
+		{3, ticket{10, 1, 1}, true},  // another member
+		{2, ticket{11, 1, 1}, true},  // another start
+		{2, ticket{10, 2, 1}, false}, // late from the start before
+		{2, ticket{10, 9, 7}, true},  // below 7 nothing will come
+		{2, ticket{10, 5, 1}, false}, // so this is doubled
+		{2, ticket{10, 7, 7}, true},
+	} {
+		if got := f.accept(c.sender, c.t); got != c.want {
+			t.Errorf("step %d: %v for %+v from %d", i, got, c.t, c.sender)
+		}
+	}
+	f.retain(5, true)
+	if f.accept(2, ticket{10, 7, 7}) {
+		t.Error("forgotten within the term")
+	}
+	f.retain(6, true)
+	if !f.accept(2, ticket{10, 7, 7}) {
+		t.Error("remembered beyond the term")
+	}
+	for seq := uint64(1); seq < 10_000; seq++ {
+		f.accept(4, ticket{1, seq, seq - min(seq, 10)})
+	}
+	if n := len(f.taken[4][0].seqs); n > 20 {
+		t.Errorf("%d numbers are remembered where 10 can come again", n)
+	}
+}

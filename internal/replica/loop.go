@@ -1,0 +1,286 @@
+package replica
+
+import (
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// loop is what the loop goroutine owns: the RawNode, and everything that decides what to tell it. No other goroutine
+// touches these fields; they reach the loop through the inbox.
+type loop struct {
+	*Replica
+	rn    *raft.RawNode
+	ticks uint64
+
+	// What raft said when it was last asked (observe).
+	lead      uint64
+	term      uint64
+	state     raft.StateType
+	commit    uint64
+	agreed    uint64 // term of the newest entry that was handed out as committed
+	confState *raftpb.ConfState
+
+	queue    proposalQueue
+	inflight inflight
+	foreign  foreign
+	reads    readRounds
+
+	// Snapshots.
+	staged     map[Position]stagedSnapshot // received and not yet asked for by raft
+	installing bool                        // the state machine installs a snapshot; appends wait in held
+	held       []*raftpb.Message           // few: raft gets no entries from a leader meanwhile
+	checkpoint *sharedCheckpoint           // the one that is, or can be, sent to followers
+	making     bool                        // a checkpoint is being made
+	madeAt     uint64                      // tick of the last attempt
+
+	// Log.
+	durable uint64
+	cut     uint64
+	writes  outstanding
+
+	// Leaders that died.
+	gone     map[uint64]bool // peers whose process has ended
+	campaign campaign
+
+	transferAt uint64 // tick of the last hand-over because of a slow disk
+
+	out []*raftpb.Message // scratch
+}
+
+// outstanding is what the log was told.
+type outstanding struct {
+	term, vote uint64 // of the last hard state, to see whether the next one must be durable
+	// The times of writes that the log has not finished, in order.
+	since []time.Time
+	done  atomic.Int64 // finished since the loop last looked
+}
+
+func (l *loop) run() {
+	ticker := time.NewTicker(l.c.Tick)
+	defer ticker.Stop()
+	l.planFirst()
+	// A failure of anything else ends ctx; the loop ends by itself only there.
+	var w work
+	for {
+		var ticked bool
+		select {
+		case <-l.in.wake:
+		case <-ticker.C:
+			ticked = true
+		case <-l.campaign.timer():
+			l.campaignNow()
+		case err := <-l.c.Log.Failed():
+			l.fail(fmt.Errorf("the log failed: %w", err))
+		case <-l.ctx.Done():
+		}
+		if l.ctx.Err() != nil {
+			l.abandon()
+			return
+		}
+		l.in.take(&w)
+		l.step(&w)
+		w.reset()
+		if ticked {
+			l.tick()
+		}
+		l.observe()
+		l.issueReads()
+		l.handOff()
+		for l.rn.HasReady() {
+			l.handle(l.rn.Ready())
+		}
+		l.discardStaged()
+		l.publish()
+	}
+}
+
+// step passes on everything that waited. Answers of the log come first: they may make a leader commit, and what they free
+// is used by what follows.
+func (l *loop) step(w *work) {
+	for _, m := range w.installed {
+		l.installed(m)
+	}
+	for _, m := range w.answers {
+		_ = l.rn.Step(m) // a stale answer is raft's to ignore
+	}
+	for _, e := range w.peers {
+		l.peerChanged(e)
+	}
+	for _, m := range w.messages {
+		if m.GetType() == raftpb.MsgProp {
+			l.takeForeign(m)
+			continue
+		}
+		if m.GetType() == raftpb.MsgReadIndex && !l.mayAnswerReads() {
+			continue // the member asks again
+		}
+		_ = l.rn.Step(m) // from a member that was removed, or stale: raft's to ignore
+	}
+	for _, s := range w.snapshots {
+		l.takeSnapshot(s)
+	}
+	for _, m := range w.made {
+		l.checkpointMade(m)
+	}
+	for _, f := range w.controls {
+		f(l)
+	}
+	l.queue.push(w.proposals)
+	l.noteDurable(w.durable)
+}
+
+// tick moves raft's clock and everything here that counts in ticks.
+func (l *loop) tick() {
+	l.ticks++
+	l.queue.blocked = false
+	l.rn.Tick()
+	l.retryReads()
+	l.resend(false)
+	if l.lead == 0 {
+		l.sweep()
+	}
+	l.expireCheckpoint()
+	l.watchDisk()
+	if l.state == raft.StateLeader {
+		l.view.stale = true // progress of the others
+	}
+}
+
+// observe asks raft where it stands and acts on a change of leader or term.
+func (l *loop) observe() {
+	s := l.rn.BasicStatus()
+	if s.Lead == l.lead && s.HardState.GetTerm() == l.term && s.RaftState == l.state && s.LeadTransferee == l.view.transferee {
+		return
+	}
+	leadChanged := s.Lead != l.lead || s.HardState.GetTerm() != l.term
+	l.lead, l.term, l.state = s.Lead, s.HardState.GetTerm(), s.RaftState
+	l.view.transferee, l.view.stale = s.LeadTransferee, true
+	l.foreign.retain(l.term, l.state == raft.StateLeader)
+	if !leadChanged {
+		return
+	}
+	l.c.Observer.LeaderChanged(l.lead, l.term)
+	if l.lead != 0 {
+		l.c.Logger.Info("leader", "leader", hex(l.lead), "term", l.term)
+		l.campaign.leaderKnown(l.gone[l.lead])
+		l.reads.hurry = true
+	} else {
+		l.c.Logger.Info("no leader", "term", l.term)
+	}
+}
+
+// handle does what raft asks for. What goes to peers goes first, beside the write to the local disk.
+func (l *loop) handle(rd raft.Ready) {
+	l.out = l.out[:0]
+	for _, m := range rd.Messages {
+		switch {
+		case m.GetTo() == raft.LocalAppendThread || m.GetTo() == raft.LocalApplyThread:
+		case m.GetType() == raftpb.MsgSnap:
+			l.sendSnapshot(m)
+		default:
+			l.out = append(l.out, m)
+		}
+	}
+	if l.out = thin(l.out); len(l.out) > 0 {
+		l.c.Transport.Send(l.out)
+		clear(l.out)
+	}
+	if rd.HardState != nil && rd.HardState.GetCommit() > l.commit {
+		l.commit = rd.HardState.GetCommit()
+		l.view.commit.Store(l.commit)
+		l.c.Observer.Committed(l.commit)
+	}
+	for _, m := range rd.Messages {
+		switch m.GetTo() {
+		case raft.LocalAppendThread:
+			l.persist(m)
+		case raft.LocalApplyThread:
+			l.matchCommitted(m.Entries)
+			l.agreed = m.Entries[len(m.Entries)-1].GetTerm()
+			l.apply.push(applyItem{m: m})
+		}
+	}
+	for _, s := range rd.ReadStates {
+		l.confirmReads(s)
+	}
+}
+
+// persist queues what raft wants durable. The log's goroutine passes the responses on when it is: to this member through
+// the inbox, to others at once.
+func (l *loop) persist(m *raftpb.Message) {
+	if l.installing {
+		l.held = append(l.held, m)
+		return
+	}
+	if !raft.IsEmptySnap(m.Snapshot) {
+		l.beginInstall(m)
+		return
+	}
+	l.write(m, nil)
+}
+
+// write queues a MsgStorageAppend, behind a reset if the state machine has just installed its snapshot.
+func (l *loop) write(m *raftpb.Message, reset *Position) {
+	w := Write{Entries: m.Entries, Reset: reset, Sync: len(m.Entries) > 0 || reset != nil}
+	if m.Term != nil {
+		// Raft sets all three when one has changed.
+		w.HardState = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
+		if m.GetTerm() != l.writes.term || m.GetVote() != l.writes.vote {
+			w.Sync = true
+			l.writes.term, l.writes.vote = m.GetTerm(), m.GetVote()
+		}
+	}
+	l.writes.since = append(l.writes.since, time.Now())
+	responses := thin(m.Responses)
+	w.Done = func() {
+		l.writes.done.Add(1)
+		l.respond(responses)
+	}
+	l.c.Log.Append(w)
+	if n := len(m.Entries); n > 0 {
+		l.view.last.Store(m.Entries[n-1].GetIndex())
+	} else if reset != nil {
+		l.view.last.Store(reset.Index)
+	}
+}
+
+// respond delivers responses from the log's goroutine.
+func (r *Replica) respond(ms []*raftpb.Message) {
+	own := ms
+	if slices.ContainsFunc(ms, func(m *raftpb.Message) bool { return m.GetTo() != r.c.ID }) {
+		own = nil
+		var others []*raftpb.Message
+		for _, m := range ms {
+			if m.GetTo() == r.c.ID {
+				own = append(own, m)
+			} else {
+				others = append(others, m)
+			}
+		}
+		if r.ctx.Err() == nil {
+			r.c.Transport.Send(others)
+		}
+	}
+	r.in.answer(own)
+}
+
+// abandon lets go of what waited when the replica stops.
+func (l *loop) abandon() {
+	var w work
+	l.in.close(&w)
+	for _, s := range w.snapshots {
+		s.discard()
+	}
+	for _, m := range w.made {
+		m.release()
+	}
+	for _, s := range l.staged {
+		s.discard()
+	}
+	l.releaseCheckpoint()
+}

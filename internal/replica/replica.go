@@ -1,0 +1,236 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// Replica is one member's part in the agreement. All its methods may be called from any goroutine.
+//
+// Its goroutines are the loop (loop.go), the applier (apply.go) and, while a checkpoint is being made, one for that
+// (snapshot.go). Stop ends them all.
+type Replica struct {
+	c   Config
+	ctx context.Context // ends when the replica stops or fails
+	end context.CancelFunc
+	wg  sync.WaitGroup
+
+	in      inbox
+	apply   applier
+	pending pending
+	applied appliedIndex
+	view    view
+
+	failed   chan error // capacity 1
+	failOnce sync.Once
+}
+
+// Start starts the replica. It returns when the log agrees with the state machine; from then on the state machine gets
+// entries. Messages of peers are to be passed to Receive and its sisters (Replica implements transport.Handler but for
+// Serve).
+func Start(c Config) (*Replica, error) {
+	c.setDefaults()
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	confState, err := decodeConfState(c.ConfState)
+	if err != nil {
+		return nil, err
+	}
+	hs, err := reconcile(c.Log, c.Applied, c.Logger)
+	if err != nil {
+		return nil, err
+	}
+	r := &Replica{c: c, failed: make(chan error, 1)}
+	r.ctx, r.end = context.WithCancel(context.Background())
+	r.in.wake = make(chan struct{}, 1)
+	r.apply.wake = make(chan struct{}, 1)
+	r.applied.index.Store(c.Applied.Index)
+	r.applied.term.Store(c.Applied.Term)
+	l, err := newLoop(r, hs, confState)
+	if err != nil {
+		r.end()
+		return nil, err
+	}
+	r.wg.Go(l.run)
+	r.wg.Go(r.runApply)
+	return r, nil
+}
+
+// newLoop makes the loop's state, with a RawNode that stands where the log and the state machine stand.
+func newLoop(r *Replica, hs *raftpb.HardState, confState *raftpb.ConfState) (*loop, error) {
+	l := &loop{
+		Replica: r, confState: confState,
+		reads:    readRounds{origin: r.c.Origin},
+		inflight: inflight{origin: r.c.Origin},
+		gone:     map[uint64]bool{},
+		staged:   map[Position]stagedSnapshot{},
+		writes:   outstanding{term: hs.GetTerm(), vote: hs.GetVote()},
+		commit:   hs.GetCommit(),
+	}
+	var err error
+	l.rn, err = raft.NewRawNode(&raft.Config{
+		ID:                        r.c.ID,
+		ElectionTick:              r.c.ElectionTicks,
+		HeartbeatTick:             r.c.HeartbeatTicks,
+		Storage:                   &storage{l, hs, confState},
+		Applied:                   r.c.Applied.Index,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             1 << 20,
+		MaxCommittedSizePerReady:  r.c.MaxApplyBytes,
+		MaxUncommittedEntriesSize: r.c.MaxUncommittedBytes,
+		MaxInflightMsgs:           512,
+		MaxInflightBytes:          64 << 20,
+		CheckQuorum:               true,
+		PreVote:                   true,
+		ReadOnlyOption:            raft.ReadOnlySafe,
+		Logger:                    raftLogger{r.c.Logger},
+		DisableProposalForwarding: true, // forward.go does it, at most once
+		StepDownOnRemoval:         true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("replica: %w", err)
+	}
+	last, err := r.c.Log.LastIndex()
+	if err != nil {
+		return nil, err
+	}
+	l.view.last.Store(last)
+	l.view.commit.Store(l.commit)
+	l.view.stale = true
+	l.observe()
+	l.publish()
+	return l, nil
+}
+
+// fail stops the replica for good.
+func (r *Replica) fail(err error) {
+	r.failOnce.Do(func() {
+		r.c.Logger.Error("the replica stops", "err", err)
+		r.failed <- err
+	})
+	r.end()
+}
+
+// Failed gives the error with which the replica stopped by itself: the log or the state machine failed.
+func (r *Replica) Failed() <-chan error { return r.failed }
+
+// Stop ends the replica's goroutines and waits for them. The log stays open. Whoever waits gets kv.ErrStopped.
+func (r *Replica) Stop() {
+	r.end()
+	r.wg.Wait()
+}
+
+// StopGracefully hands leadership over if this member has it, as far as ctx allows, and stops.
+func (r *Replica) StopGracefully(ctx context.Context) {
+	var heir uint64
+	if err := r.onLoop(ctx, func(l *loop) { heir = l.heir() }); err == nil && heir != 0 {
+		if err := r.TransferLeadership(ctx, heir); err != nil {
+			r.c.Logger.Warn("stopping without having handed leadership over", "to", hex(heir), "err", err)
+		}
+	}
+	r.Stop()
+}
+
+// TransferLeadership hands leadership to a voter and waits until this member knows it as leader. Errors:
+// kv.ErrNotLeader, kv.ErrBadLeaderTransferee, kv.ErrLeaderTransferTimeout after two election timeouts or when ctx ends,
+// and kv.ErrStopped.
+func (r *Replica) TransferLeadership(ctx context.Context, to uint64) error {
+	var refusal error
+	changed := r.LeaderChanged()
+	if err := r.onLoop(ctx, func(l *loop) { refusal = l.transfer(to) }); err != nil {
+		return err
+	}
+	if refusal != nil {
+		return refusal
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Duration(r.c.ElectionTicks)*r.c.Tick)
+	defer cancel()
+	for r.Status().Leader != to {
+		select {
+		case <-changed:
+			changed = r.LeaderChanged()
+		case <-ctx.Done():
+			return fmt.Errorf("%w: member %x has not taken over", kv.ErrLeaderTransferTimeout, to)
+		case <-r.ctx.Done():
+			return kv.ErrStopped
+		}
+	}
+	return nil
+}
+
+// onLoop runs f on the loop and waits for it.
+func (r *Replica) onLoop(ctx context.Context, f func(*loop)) error {
+	done := make(chan struct{})
+	r.in.control(func(l *loop) {
+		f(l)
+		close(done)
+	})
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.ctx.Done():
+		return kv.ErrStopped
+	}
+}
+
+// Durable says that the state machine would hold applied after a crash, so that the log may be cut behind it.
+func (r *Replica) Durable(applied uint64) { r.in.durable(applied) }
+
+// Receive takes a message of a peer. At MaxInboxBytes it is dropped; raft heals that.
+func (r *Replica) Receive(m *raftpb.Message) {
+	if raft.IsLocalMsg(m.GetType()) {
+		return
+	}
+	if !r.in.message(m, r.c.MaxInboxBytes) {
+		r.c.Observer.MessageDropped(m.GetFrom())
+	}
+}
+
+// errTooManySnapshots is told to a peer that sends a checkpoint while others wait for the loop.
+var errTooManySnapshots = errors.New("too many checkpoints wait to be installed")
+
+// ReceiveSnapshot takes a MsgSnap whose checkpoint is durable in dir; discard is called when dir is done with.
+func (r *Replica) ReceiveSnapshot(m *raftpb.Message, dir string, discard func()) error {
+	if r.ctx.Err() != nil {
+		return kv.ErrStopped
+	}
+	if !r.in.snapshot(stagedSnapshot{m, dir, discard}) {
+		return errTooManySnapshots
+	}
+	return nil
+}
+
+// Unreachable says that messages to a peer were lost.
+func (r *Replica) Unreachable(id uint64) { r.in.peer(peerEvent{id: id, kind: peerUnreachable}) }
+
+// PeerUp says that messages flow to a peer.
+func (r *Replica) PeerUp(id uint64) { r.in.peer(peerEvent{id: id, kind: peerUp}) }
+
+// PeerDown says that they do not; processGone, that the peer's process has ended.
+func (r *Replica) PeerDown(id uint64, processGone bool) {
+	kind := peerUnreachable
+	if processGone {
+		kind = peerGone
+	}
+	r.in.peer(peerEvent{id: id, kind: kind})
+}
+
+// pending counts the commands that are neither committed nor given up, against their bounds.
+type pending struct {
+	commands atomic.Int64
+	bytes    atomic.Int64
+}
+
+func hex(id uint64) string { return fmt.Sprintf("%x", id) }

@@ -1,0 +1,59 @@
+package replica
+
+import "go.etcd.io/raft/v3/raftpb"
+
+// thin takes out of messages that leave together those that a later one makes needless. Leaving a message out is to raft
+// as if it was lost; here it is one whose effect the later message has too:
+//
+//   - an append without entries, which only carries a commit index, before another append to the same member;
+//   - an acknowledgement of entries before one of more entries;
+//   - a heartbeat, or the answer to one, before another: the context counts the reads up to which it asks, or answers.
+//
+// A busy leader commits, takes proposals and confirms reads in one round of the loop, and raft says each thing by itself.
+func thin(ms []*raftpb.Message) []*raftpb.Message {
+	kept := ms[:0]
+	for i, m := range ms {
+		if !needless(m, ms[i+1:]) {
+			kept = append(kept, m)
+		}
+	}
+	clear(ms[len(kept):])
+	return kept
+}
+
+func needless(m *raftpb.Message, later []*raftpb.Message) bool {
+	switch m.GetType() {
+	case raftpb.MsgApp:
+		if len(m.Entries) > 0 {
+			return false
+		}
+	case raftpb.MsgAppResp:
+		if m.GetReject() {
+			return false
+		}
+	case raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp:
+	default:
+		return false
+	}
+	for _, l := range later {
+		if l.GetType() != m.GetType() || l.GetTo() != m.GetTo() || l.GetTerm() != m.GetTerm() {
+			continue
+		}
+		switch m.GetType() {
+		case raftpb.MsgApp:
+			// Probing sends appends at places of its own choice: only one that goes on from here replaces this.
+			if l.GetIndex() == m.GetIndex() && l.GetCommit() >= m.GetCommit() {
+				return true
+			}
+		case raftpb.MsgAppResp:
+			if !l.GetReject() && l.GetIndex() >= m.GetIndex() {
+				return true
+			}
+		case raftpb.MsgHeartbeat, raftpb.MsgHeartbeatResp:
+			if l.GetCommit() >= m.GetCommit() && (len(l.Context) > 0 || len(m.Context) == 0) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,172 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// leaseIDs makes lease ids as etcd makes them, so that what looks at them finds the member and the time in the same bits:
+// 16 of the member's id, 40 of the clock in milliseconds at the start, 8 to count, which carry into the clock's.
+type leaseIDs struct {
+	prefix uint64
+	suffix atomic.Uint64
+}
+
+func newLeaseIDs(member uint64, now time.Time) *leaseIDs {
+	g := &leaseIDs{prefix: member << 48}
+	g.suffix.Store(uint64(now.UnixMilli()) << 24 >> 16)
+	return g
+}
+
+// next is positive.
+func (g *leaseIDs) next() int64 {
+	for {
+		if id := int64((g.prefix | g.suffix.Add(1)&(1<<48-1)) & math.MaxInt64); id != 0 {
+			return id
+		}
+	}
+}
+
+// grantAttempts is how many ids of our own choice may turn out to be in use.
+const grantAttempts = 8
+
+// LeaseGrant answers Lease.LeaseGrant. A lease without an id is given one.
+func (s *Services) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	var res command.Result
+	var err error
+	for range grantAttempts {
+		id := r.ID
+		if id == 0 {
+			id = s.leases.next()
+		}
+		res, err = s.propose(ctx, "LeaseGrant", &command.Command{LeaseGrant: &command.LeaseGrant{ID: kv.LeaseID(id), TTL: r.TTL}})
+		if r.ID != 0 || !errors.Is(res.Err, kv.ErrLeaseExists) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := &pb.LeaseGrantResponse{Header: headerPB(s.b.Header(), res.Revision)}
+	if res.Lease != nil {
+		out.ID, out.TTL = int64(res.Lease.ID), res.Lease.TTL
+	}
+	return out, nil
+}
+
+// LeaseRevoke answers Lease.LeaseRevoke.
+func (s *Services) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	res, err := s.propose(ctx, "LeaseRevoke", &command.Command{LeaseRevoke: &command.LeaseRevoke{ID: kv.LeaseID(r.ID)}})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.LeaseRevokeResponse{Header: headerPB(s.b.Header(), res.Revision)}, nil
+}
+
+// LeaseTimeToLive answers Lease.LeaseTimeToLive; a lease that is gone has a time to live of -1 and is no error.
+func (s *Services) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveRequest) (*pb.LeaseTimeToLiveResponse, error) {
+	out := &pb.LeaseTimeToLiveResponse{ID: r.ID, TTL: -1}
+	lease, remaining, err := s.b.LeaseTimeToLive(ctx, kv.LeaseID(r.ID))
+	if err == nil && r.Keys {
+		out.Keys, err = s.b.LeaseKeys(kv.LeaseID(r.ID))
+	}
+	switch {
+	case errors.Is(err, kv.ErrLeaseNotFound):
+		out.Keys = nil
+	case err != nil:
+		return nil, toStatus(err)
+	default:
+		out.TTL, out.GrantedTTL = remaining, lease.TTL
+	}
+	out.Header = headerPB(s.b.Header(), s.b.Store().Revision())
+	return out, nil
+}
+
+// LeaseLeases answers Lease.LeaseLeases, with what this member has applied.
+func (s *Services) LeaseLeases(_ context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+	ids := s.b.Leases()
+	out := &pb.LeaseLeasesResponse{
+		Header: headerPB(s.b.Header(), s.b.Store().Revision()), Leases: make([]*pb.LeaseStatus, len(ids)),
+	}
+	for i, id := range ids {
+		out.Leases[i] = &pb.LeaseStatus{ID: int64(id)}
+	}
+	return out, nil
+}
+
+// KeepAliveStream is the stream of Lease.LeaseKeepAlive as its front door hands it over. Recv returns io.EOF when the
+// client has closed its side, and another error when the stream is broken.
+type KeepAliveStream interface {
+	Recv() (*pb.LeaseKeepAliveRequest, error)
+	Send(*pb.LeaseKeepAliveResponse) error
+}
+
+// LeaseKeepAlive answers each request of the stream in turn until the client closes it or ctx, which must come from
+// StreamContext, ends. Recv is called from another goroutine than Send and may outlive this call until the front door
+// ends the stream, which it does when this call returns.
+func (s *Services) LeaseKeepAlive(ctx context.Context, stream KeepAliveStream) error {
+	requests := make(chan *pb.LeaseKeepAliveRequest)
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			r, err := stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case requests <- r:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return streamError(ctx)
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			s.m.StreamFailures.WithLabelValues("receive", "lease-keepalive").Inc()
+			return toStatus(err)
+		case r := <-requests:
+			out, err := s.renew(ctx, r)
+			if err != nil {
+				return err
+			}
+			if err := stream.Send(out); err != nil {
+				s.m.StreamFailures.WithLabelValues("send", "lease-keepalive").Inc()
+				return toStatus(err)
+			}
+		}
+	}
+}
+
+// renew answers one keepalive; a lease that is gone has a time to live of 0 and is no error.
+func (s *Services) renew(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.LeaseKeepAliveResponse, error) {
+	// The revision is taken before the renewal: a client that sees a lease alive at a revision must never find it
+	// revoked at an older one.
+	out := &pb.LeaseKeepAliveResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision()), ID: r.ID}
+	ttl, err := s.b.LeaseRenew(ctx, kv.LeaseID(r.ID))
+	if err != nil && !errors.Is(err, kv.ErrLeaseNotFound) {
+		if ctx.Err() != nil {
+			return nil, streamError(ctx)
+		}
+		return nil, toStatus(err)
+	}
+	if err == nil {
+		out.TTL = ttl
+	}
+	return out, nil
+}

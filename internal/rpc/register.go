@@ -1,0 +1,271 @@
+package rpc
+
+import (
+	"context"
+	"math"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"github.com/trivet-kv/trivet/internal/metrics"
+)
+
+// This file joins the services to grpc-go, and nothing else does. Handlers are made here rather than taken from the
+// generated descriptors, because answers are wire bytes and because counting and admission then need no interceptor.
+
+// ServerOptions is how a grpc server behaves to its clients. Zero values leave grpc-go's defaults.
+type ServerOptions struct {
+	MaxConcurrentStreams uint32        // on one connection; 0: no bound
+	KeepaliveMinTime     time.Duration // a client that pings more often is sent away
+	KeepaliveInterval    time.Duration // of the server's own pings
+	KeepaliveTimeout     time.Duration
+}
+
+// NewServer makes a grpc server of the services, with health and reflection beside them.
+func NewServer(s *Services, o ServerOptions) *grpc.Server {
+	if o.MaxConcurrentStreams == 0 {
+		o.MaxConcurrentStreams = math.MaxUint32
+	}
+	opts := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(Codec{Metrics: s.m}),
+		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
+		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
+		grpc.UnknownServiceHandler(unknownService),
+	}
+	if o.KeepaliveMinTime > 0 {
+		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime}))
+	}
+	if o.KeepaliveInterval > 0 && o.KeepaliveTimeout > 0 {
+		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.KeepaliveInterval, Timeout: o.KeepaliveTimeout}))
+	}
+	gs := grpc.NewServer(opts...)
+	Register(gs, s)
+	h := health.NewServer()
+	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(gs, h)
+	reflection.Register(gs)
+	return gs
+}
+
+// Register adds etcd's services to a grpc server whose codec is Codec.
+func Register(gs grpc.ServiceRegistrar, s *Services) {
+	add := func(desc grpc.ServiceDesc, unaries map[string]unaryMethod, streams map[string]streamMethod) {
+		out := grpc.ServiceDesc{ServiceName: desc.ServiceName, HandlerType: (*any)(nil), Metadata: desc.Metadata}
+		for _, m := range desc.Methods {
+			f := unaries[m.MethodName]
+			if f == nil {
+				f = missing(desc.ServiceName, m.MethodName)
+			}
+			call := s.m.Call("unary", desc.ServiceName, m.MethodName)
+			out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
+		}
+		for _, m := range desc.Streams {
+			f := streams[m.StreamName]
+			if f == nil {
+				f = missingStream(desc.ServiceName, m.StreamName)
+			}
+			kind := "server_stream"
+			if m.ClientStreams {
+				kind = "bidi_stream"
+			}
+			call := s.m.Call(kind, desc.ServiceName, m.StreamName)
+			m.Handler = s.streamHandler(call, f)
+			out.Streams = append(out.Streams, m)
+		}
+		gs.RegisterService(&out, s)
+	}
+
+	add(pb.KV_ServiceDesc, map[string]unaryMethod{
+		"Range":       unaryIf(func(r *pb.RangeRequest) bool { return r.Serializable }, s.Range),
+		"Put":         unary(s.Put),
+		"DeleteRange": unary(s.DeleteRange),
+		"Txn":         unary(s.Txn),
+		"Compact":     unary(s.Compact),
+	}, map[string]streamMethod{"RangeStream": s.serveRangeStream})
+	add(pb.Watch_ServiceDesc, nil, map[string]streamMethod{"Watch": s.serveWatch})
+	add(pb.Lease_ServiceDesc, map[string]unaryMethod{
+		"LeaseGrant":      unary(s.LeaseGrant),
+		"LeaseRevoke":     unary(s.LeaseRevoke),
+		"LeaseTimeToLive": unary(s.LeaseTimeToLive),
+		"LeaseLeases":     unary(s.LeaseLeases),
+	}, map[string]streamMethod{"LeaseKeepAlive": s.serveKeepAlive})
+	add(pb.Cluster_ServiceDesc, map[string]unaryMethod{"MemberList": unary(s.MemberList)}, nil)
+	add(pb.Maintenance_ServiceDesc, map[string]unaryMethod{
+		"Alarm":      unary(s.Alarm),
+		"Status":     unaryIf(func(*pb.StatusRequest) bool { return true }, s.Status),
+		"Defragment": unary(s.Defragment),
+		"Hash":       unary(s.Hash),
+		"HashKV":     unary(s.HashKV),
+		"MoveLeader": unary(s.MoveLeader),
+	}, nil)
+	add(pb.Auth_ServiceDesc, map[string]unaryMethod{
+		"AuthStatus":   unary(s.AuthStatus),
+		"Authenticate": unary(s.Authenticate),
+	}, nil)
+}
+
+// unaryMethod decodes a request, says whether a learner takes it, and answers it.
+type unaryMethod func(ctx context.Context, admit func(learnerMay bool) error, decode func(any) error) (any, error)
+
+func unary[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) unaryMethod {
+	return unaryIf(func(*Req) bool { return false }, f)
+}
+
+func unaryIf[Req, Resp any](learnerMay func(*Req) bool, f func(context.Context, *Req) (*Resp, error)) unaryMethod {
+	return func(ctx context.Context, admit func(bool) error, decode func(any) error) (any, error) {
+		r := new(Req)
+		if err := decode(r); err != nil {
+			return nil, err
+		}
+		if err := admit(learnerMay(r)); err != nil {
+			return nil, err
+		}
+		out, err := f(ctx, r)
+		if err != nil {
+			return nil, err // not out, which would be a typed nil
+		}
+		return out, nil
+	}
+}
+
+func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHandler {
+	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		begin := time.Now()
+		call.Started.Inc()
+		out, err := f(ctx, func(learnerMay bool) error {
+			call.Received.Inc()
+			return s.Admit(Unary, callerOf(ctx), learnerMay)
+		}, decode)
+		if err == nil {
+			call.Sent.Inc()
+		}
+		call.Handled(status.Code(err), time.Since(begin))
+		return out, err
+	}
+}
+
+// streamMethod serves one stream. ctx is of StreamContext.
+type streamMethod func(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error
+
+func (s *Services) streamHandler(call *metrics.Call, f streamMethod) grpc.StreamHandler {
+	return func(_ any, stream grpc.ServerStream) error {
+		begin := time.Now()
+		call.Started.Inc()
+		caller := callerOf(stream.Context())
+		err := s.Admit(Stream, caller, false)
+		if err == nil {
+			ctx, cancel := s.StreamContext(stream.Context(), caller)
+			err = f(ctx, stream, call)
+			cancel()
+		}
+		call.Handled(status.Code(err), time.Since(begin))
+		return err
+	}
+}
+
+func callerOf(ctx context.Context) Caller {
+	var c Caller
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataClientAPIVersionKey); len(v) > 0 {
+		c.APIVersion = v[0]
+	}
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey); len(v) > 0 {
+		c.RequireLeader = v[0] == rpctypes.MetadataHasLeader
+	}
+	return c
+}
+
+func (s *Services) serveRangeStream(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+	r := new(pb.RangeRequest)
+	if err := stream.RecvMsg(r); err != nil {
+		return err
+	}
+	call.Received.Inc()
+	return s.RangeStream(ctx, r, func(a *Answer) error {
+		call.Sent.Inc()
+		return stream.SendMsg(a)
+	})
+}
+
+func (s *Services) serveKeepAlive(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+	return s.LeaseKeepAlive(ctx, keepAliveStream{stream, call})
+}
+
+type keepAliveStream struct {
+	stream grpc.ServerStream
+	call   *metrics.Call
+}
+
+func (k keepAliveStream) Recv() (*pb.LeaseKeepAliveRequest, error) {
+	r := new(pb.LeaseKeepAliveRequest)
+	if err := k.stream.RecvMsg(r); err != nil {
+		return nil, err
+	}
+	k.call.Received.Inc()
+	return r, nil
+}
+
+func (k keepAliveStream) Send(r *pb.LeaseKeepAliveResponse) error {
+	k.call.Sent.Inc()
+	return k.stream.SendMsg(r)
+}
+
+func (s *Services) serveWatch(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+	return s.Watch(ctx, watchStream{stream, call})
+}
+
+type watchStream struct {
+	stream grpc.ServerStream
+	call   *metrics.Call
+}
+
+func (w watchStream) Recv() (*pb.WatchRequest, error) {
+	r := new(pb.WatchRequest)
+	if err := w.stream.RecvMsg(r); err != nil {
+		return nil, err
+	}
+	w.call.Received.Inc()
+	return r, nil
+}
+
+func (w watchStream) Send(a *Answer) error {
+	w.call.Sent.Inc()
+	return w.stream.SendMsg(a)
+}
+
+func missing(service, method string) unaryMethod {
+	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
+	return func(_ context.Context, admit func(bool) error, _ func(any) error) (any, error) {
+		if err := admit(false); err != nil {
+			return nil, err
+		}
+		return nil, unimplemented(name)
+	}
+}
+
+func missingStream(service, method string) streamMethod {
+	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
+	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
+}
+
+// unknownService answers calls of services that are not registered: those of etcd's that come later say so, the rest
+// get grpc-go's own text.
+func unknownService(_ any, stream grpc.ServerStream) error {
+	full, _ := grpc.MethodFromServerStream(stream)
+	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
+	switch service {
+	case "v3lockpb.Lock", "v3electionpb.Election":
+		return unimplemented(service[strings.LastIndexByte(service, '.')+1:] + "." + method)
+	}
+	return status.Errorf(codes.Unimplemented, "unknown service %v", service)
+}

@@ -1,0 +1,196 @@
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/mem"
+
+	"github.com/trivet-kv/trivet/internal/metrics"
+)
+
+// Options says how the services of one member behave. Zero values mean etcd's defaults.
+type Options struct {
+	Backend Backend          // required
+	Logger  *slog.Logger     // required
+	Metrics *metrics.Metrics // required
+
+	// MaxRequestBytes bounds a request as the log takes it (--max-request-bytes); a message on the wire may be half a
+	// MiB longer, as with etcd. Watch answers that ask for fragments are cut at that longer bound.
+	MaxRequestBytes int
+	MaxTxnOps       int // --max-txn-ops
+	// ElectionTimeout paces the look at the leader: a stream that requires one ends when there was none at three
+	// looks in a row.
+	ElectionTimeout time.Duration
+	// RangeBudgetBytes bounds the memory of all large range answers that are not yet on the wire.
+	RangeBudgetBytes int64
+}
+
+// grpcOverheadBytes is what etcd lets a message on the wire be longer than the request in it.
+const grpcOverheadBytes = 512 << 10
+
+// noLeaderLooks is how many looks in a row must find no leader before streams that require one end.
+const noLeaderLooks = 3
+
+func (o *Options) defaults() {
+	if o.MaxRequestBytes == 0 {
+		o.MaxRequestBytes = 1536 << 10
+	}
+	if o.MaxTxnOps == 0 {
+		o.MaxTxnOps = 128
+	}
+	if o.ElectionTimeout == 0 {
+		o.ElectionTimeout = time.Second
+	}
+	if o.RangeBudgetBytes == 0 {
+		o.RangeBudgetBytes = 256 << 20
+	}
+}
+
+// Services is all of a member's services. Its methods may be called from any goroutine until Stop.
+type Services struct {
+	o      Options
+	b      Backend
+	log    *slog.Logger
+	m      *metrics.Metrics
+	pool   mem.BufferPool
+	budget *budget
+	leases *leaseIDs
+
+	stop     chan struct{}
+	stopOnce sync.Once
+	done     sync.WaitGroup
+
+	mu      sync.Mutex
+	stopped bool
+	streams map[*openStream]struct{} // bounded by --max-concurrent-streams for each connection
+}
+
+type openStream struct {
+	cancel        context.CancelCauseFunc
+	requireLeader bool
+}
+
+// New starts the services: one goroutine that watches for the loss of the leader, which Stop ends.
+func New(o Options) *Services {
+	o.defaults()
+	s := &Services{
+		o: o, b: o.Backend, log: o.Logger, m: o.Metrics,
+		pool: mem.DefaultBufferPool(), budget: newBudget(o.RangeBudgetBytes),
+		leases: newLeaseIDs(o.Backend.Header().MemberID, time.Now()),
+		stop:   make(chan struct{}), streams: make(map[*openStream]struct{}),
+	}
+	s.done.Add(1)
+	go s.watchLeader()
+	return s
+}
+
+// Stop ends all streams and the services' own goroutine.
+func (s *Services) Stop() {
+	s.stopOnce.Do(func() { close(s.stop) })
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	s.endStreams(false, rpctypes.ErrGRPCStopped)
+	s.done.Wait()
+}
+
+// Caller is what a request says about itself beside its message, whatever front door it came through.
+type Caller struct {
+	// RequireLeader: answer only while this member knows a leader (metadata hasleader: true).
+	RequireLeader bool
+	// APIVersion is the client's, empty if it did not say.
+	APIVersion string
+}
+
+// took records how long a request of a kind took, as etcd_server_request_duration_seconds names it.
+func (s *Services) took(kind string, err error, begin time.Time) {
+	s.m.RequestTook(kind, err == nil, time.Since(begin))
+}
+
+// Kind tells how a call is carried.
+type Kind string
+
+// The kinds, named as etcd_server_client_requests_total labels them.
+const (
+	Unary  Kind = "unary"
+	Stream Kind = "stream"
+)
+
+// Admit decides whether a call may begin. learnerMay tells that a learner answers this request too.
+func (s *Services) Admit(kind Kind, c Caller, learnerMay bool) error {
+	if !learnerMay && s.b.Learner() {
+		return rpctypes.ErrGRPCNotSupportedForLearner
+	}
+	if c.APIVersion == "" {
+		c.APIVersion = "unknown"
+	} else if !utf8.ValidString(c.APIVersion) {
+		return rpctypes.ErrGRPCInvalidClientAPIVersion
+	}
+	s.m.ClientRequest(string(kind), c.APIVersion)
+	if c.RequireLeader && s.b.Leader() == 0 {
+		return rpctypes.ErrGRPCNoLeader
+	}
+	return nil
+}
+
+// StreamContext is the context of a stream: it ends with its parent, with the services, and, if the caller requires a
+// leader, when the member has been without one for three election timeouts. context.Cause then holds the error to
+// answer. The caller must call the returned function when the stream is over.
+func (s *Services) StreamContext(parent context.Context, c Caller) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(parent)
+	st := &openStream{cancel: cancel, requireLeader: c.RequireLeader}
+	s.mu.Lock()
+	s.streams[st] = struct{}{}
+	stopped := s.stopped
+	s.mu.Unlock()
+	if stopped {
+		cancel(rpctypes.ErrGRPCStopped)
+	}
+	return ctx, func() {
+		s.mu.Lock()
+		delete(s.streams, st)
+		s.mu.Unlock()
+		cancel(context.Canceled)
+	}
+}
+
+// endStreams ends all streams, or those only that require a leader.
+func (s *Services) endStreams(leaderOnly bool, cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.streams {
+		if st.requireLeader || !leaderOnly {
+			st.cancel(cause)
+		}
+	}
+}
+
+// streamError is what a stream that ended because of its context answers.
+func streamError(ctx context.Context) error { return toStatus(context.Cause(ctx)) }
+
+func (s *Services) watchLeader() {
+	defer s.done.Done()
+	tick := time.NewTicker(s.o.ElectionTimeout)
+	defer tick.Stop()
+	looks := 0
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+		}
+		if s.b.Leader() != 0 {
+			looks = 0
+			continue
+		}
+		if looks++; looks < noLeaderLooks {
+			continue
+		}
+		s.endStreams(true, rpctypes.ErrGRPCNoLeader)
+	}
+}

@@ -1,0 +1,73 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// statusTable maps the sentinels to what goes on the wire. It is the only place that knows both.
+var statusTable = []struct {
+	sentinel error
+	wire     error
+}{
+	{kv.ErrEmptyKey, rpctypes.ErrGRPCEmptyKey},
+	{kv.ErrKeyNotFound, rpctypes.ErrGRPCKeyNotFound},
+	{kv.ErrValueProvided, rpctypes.ErrGRPCValueProvided},
+	{kv.ErrLeaseProvided, rpctypes.ErrGRPCLeaseProvided},
+	{kv.ErrCompacted, rpctypes.ErrGRPCCompacted},
+	{kv.ErrFutureRevision, rpctypes.ErrGRPCFutureRev},
+	{kv.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
+	{kv.ErrLeaseExists, rpctypes.ErrGRPCLeaseExist},
+	{kv.ErrLeaseTTLTooLong, rpctypes.ErrGRPCLeaseTTLTooLarge},
+	{kv.ErrNoSpace, rpctypes.ErrGRPCNoSpace},
+	{kv.ErrCorrupt, rpctypes.ErrGRPCCorrupt},
+	// etcd answers its client's error value here, which carries no status, so that the code on the wire is Unknown.
+	{kv.ErrTooManyRequests, status.Error(codes.Unknown, "etcdserver: too many requests")},
+	{kv.ErrRequestTooLarge, rpctypes.ErrGRPCRequestTooLarge},
+	{kv.ErrStopped, rpctypes.ErrGRPCStopped},
+	{kv.ErrTimeoutLeaderFail, rpctypes.ErrGRPCTimeoutDueToLeaderFail},
+	{kv.ErrTimeoutLostConnection, rpctypes.ErrGRPCTimeoutDueToConnectionLost},
+	{kv.ErrTimeout, rpctypes.ErrGRPCTimeout},
+	{kv.ErrNoLeader, rpctypes.ErrGRPCNoLeader},
+	{kv.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
+	{kv.ErrLeaderChanged, rpctypes.ErrGRPCLeaderChanged},
+	// Not in etcd's own table, so that its text arrives with the code Unknown.
+	{kv.ErrLeaderTransferTimeout, status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")},
+	{kv.ErrBadLeaderTransferee, rpctypes.ErrGRPCBadLeaderTransferee},
+	{kv.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
+}
+
+// toStatus returns what the client is to see of err: a status error made here passes through, a sentinel becomes its
+// line of the table, the end of a context becomes what gRPC itself says of it, and the rest is Unknown with its text.
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return err
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return status.FromContextError(err).Err()
+	}
+	for _, l := range statusTable {
+		if errors.Is(err, l.sentinel) {
+			return l.wire
+		}
+	}
+	return status.Error(codes.Unknown, err.Error())
+}
+
+// unimplemented is the answer of a call that is listed in docs/compat.md as not there yet.
+func unimplemented(call string) error {
+	return status.Errorf(codes.Unimplemented, "trivet: %s is not implemented yet (see docs/compat.md)", call)
+}
+
+// Text is what a client reads of err: etcd's text for it.
+func Text(err error) string { return status.Convert(toStatus(err)).Message() }

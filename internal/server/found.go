@@ -1,0 +1,129 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/trivet-kv/trivet/internal/datadir"
+	"github.com/trivet-kv/trivet/internal/engine"
+	"github.com/trivet-kv/trivet/internal/fsm"
+	"github.com/trivet-kv/trivet/internal/member"
+	"github.com/trivet-kv/trivet/internal/replica"
+)
+
+// askPeersFor bounds how long a new member waits for peers that neither answer nor refuse.
+const askPeersFor = time.Second
+
+// found makes a new member of a new cluster: it joins the network, makes sure that its peers do not know it from an
+// earlier life, and writes the first state, the same on every founding member.
+//
+// A member that comes back with an empty disk must not take part under its old id: it may have voted, and have
+// acknowledged entries, and would deny both. Peers that cannot be reached cannot warn; as in etcd, a cluster whose members
+// all lost sight of one another while one lost its disk is beyond this check.
+func (m *Member) found() error {
+	members, self, clusterID := m.options.founders()
+	m.identity = datadir.Identity{
+		ClusterID: clusterID, MemberID: self.ID, Name: m.options.Name, Token: m.options.Token, PeerURLs: self.PeerURLs,
+	}
+	if err := m.joinNetwork(members); err != nil {
+		return err
+	}
+	if err := m.refuseIfKnown(members); err != nil {
+		return err
+	}
+	var voters []uint64
+	for _, f := range members {
+		voters = append(voters, f.ID)
+	}
+	slices.Sort(voters)
+	return m.dir.Create(m.identity, func(stateDir string) error {
+		e, err := engine.Open(engine.Options{FS: m.options.FS, Dir: stateDir, Logger: m.logger})
+		if err != nil {
+			return err
+		}
+		err = fsm.Bootstrap(e, members, replica.EncodeConfState(voters, nil))
+		return errors.Join(err, e.Close())
+	})
+}
+
+// refuseIfKnown asks every peer that answers whether this member has been started before.
+func (m *Member) refuseIfKnown(members []member.Member) error {
+	ctx, cancel := context.WithTimeout(m.life, askPeersFor)
+	defer cancel()
+	var wg sync.WaitGroup
+	known := make(chan uint64, len(members))
+	for _, p := range members {
+		if p.ID == m.identity.MemberID {
+			continue
+		}
+		wg.Go(func() {
+			if m.askIfKnown(ctx, p.ID) {
+				known <- p.ID
+			}
+		})
+	}
+	wg.Wait()
+	select {
+	case by := <-known:
+		return fmt.Errorf("the cluster knows the member %q (%x, asked %x) from an earlier start, but its data directory %s is empty: put the old directory back, or remove the member from the cluster and add it anew",
+			m.options.Name, m.identity.MemberID, by, m.options.DataDir)
+	default:
+		return nil
+	}
+}
+
+// askIfKnown asks one peer, until it answers, is found to have no process, or ctx ends.
+func (m *Member) askIfKnown(ctx context.Context, peer uint64) bool {
+	for {
+		answer, err := m.transport.Call(ctx, peer, callKnown, binary.BigEndian.AppendUint64(nil, m.identity.MemberID))
+		if err == nil {
+			return len(answer) == 1 && answer[0] == 1
+		}
+		if ctx.Err() != nil || m.peers.gone(peer) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// knows answers a peer's callKnown: it reports whether the member has been started, as far as this one has applied.
+func (m *Member) knows(id uint64) bool {
+	if m.peers.replica.Load() == nil {
+		return false // this member starts itself
+	}
+	known, ok := m.machine.state.Load().Members.Get(id)
+	return ok && len(known.ClientURLs) > 0
+}
+
+// checkIdentity refuses a directory that belongs to another member or another cluster than the flags describe. The list
+// of members may differ from the founders: it changes with time.
+func (m *Member) checkIdentity() error {
+	id, o := m.dir.Identity, &m.options
+	hint := "give the data directory of this member, or an empty one to found a new member"
+	switch {
+	case id.Name != o.Name:
+		return fmt.Errorf("the data directory %s belongs to the member %q, not to %q: %s", o.DataDir, id.Name, o.Name, hint)
+	case id.Token != o.Token:
+		return fmt.Errorf("the data directory %s belongs to the cluster with the token %q, not %q: %s", o.DataDir, id.Token, o.Token, hint)
+	}
+	for _, f := range o.Founders {
+		if f.Name == o.Name && !sameSet(f.PeerURLs, id.PeerURLs) {
+			return fmt.Errorf("the data directory %s belongs to a member with the peer URLs %s, and the initial cluster gives %q the peer URLs %s: %s",
+				o.DataDir, strings.Join(id.PeerURLs, ","), o.Name, strings.Join(f.PeerURLs, ","), hint)
+		}
+	}
+	return nil
+}
+
+func sameSet(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+}

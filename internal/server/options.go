@@ -1,0 +1,137 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/fsm"
+	"github.com/trivet-kv/trivet/internal/member"
+	"github.com/trivet-kv/trivet/internal/replica"
+	"github.com/trivet-kv/trivet/internal/transport"
+)
+
+// Options is everything a Member needs. It is checked by Start, before anything is touched.
+type Options struct {
+	FS      vfs.FS // nil: the operating system's
+	DataDir string
+
+	Name       string
+	PeerURLs   []string // where the other members reach this one
+	ClientURLs []string // where clients reach it
+	// Founders are the members that a new cluster begins with, this one among them. A directory that was founded
+	// already does not look at them but to notice that it belongs to somebody else.
+	Founders []Founder
+	Token    string // told apart from other clusters with the same members by it
+
+	// Transport joins the member to its peers. It is called once the member knows who it is.
+	Transport func(TransportConfig) (Transport, error)
+
+	Tick           time.Duration // of the raft clock, the heartbeat interval; default 100 ms
+	ElectionTicks  int           // ticks without a leader before an election; default 10
+	CatchupEntries uint64        // log entries kept for followers that were away, up to 256 MiB; default 5000
+
+	MaxRequestBytes int   // of one encoded command; default 1.5 MiB
+	QuotaBytes      int64 // reported in the status; 0: etcd's default of 2 GiB
+	MemTableBytes   int64 // of the state engine; 0: its default
+	CacheBytes      int64 // of the state engine; 0: its default
+	LogSegmentBytes int64 // of the raft log; 0: its default
+
+	// WatchProgress is how often a watcher that asked for it hears of the revision while nothing happens; 0: 10 minutes.
+	WatchProgress time.Duration
+
+	// Origin is a random number, another one at each start.
+	Origin uint64
+
+	Logger   *slog.Logger
+	Observer Observer
+}
+
+// Founder is one member of a new cluster.
+type Founder struct {
+	Name     string
+	PeerURLs []string
+}
+
+// Transport is what the member needs of the network between members; transport.Transport and transport.Endpoint have it.
+type Transport interface {
+	replica.Transport
+	Serve(transport.Handler)
+	Call(ctx context.Context, to uint64, kind byte, body []byte) ([]byte, error)
+	Close() error
+}
+
+// TransportConfig says who joins the network.
+type TransportConfig struct {
+	ClusterID, MemberID uint64
+	Peers               map[uint64][]string // the peer URLs of the other members
+	FS                  vfs.FS
+	Incoming            string // folder for checkpoints being received
+}
+
+// Observer is told what happens, for metrics. Every field may be nil; they must return at once.
+type Observer struct {
+	Replica replica.Observer
+	LogSync func(d time.Duration) // one fsync of the log
+	Flushed func(applied uint64)  // the state is durable up to here
+	// Applied is told what a run of entries did and how long it took. It must not keep the outcome.
+	Applied func(out *fsm.Outcome, took time.Duration)
+	// CompactStep is how long one step of deleting compacted history took, Compacted a whole compaction.
+	CompactStep func(took time.Duration)
+	Compacted   func(revision int64, took time.Duration)
+}
+
+func (o *Options) setDefaults() {
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Tick == 0 {
+		o.Tick = 100 * time.Millisecond
+	}
+	if o.ElectionTicks == 0 {
+		o.ElectionTicks = 10
+	}
+	if o.MaxRequestBytes == 0 {
+		o.MaxRequestBytes = 3 << 19
+	}
+	if o.QuotaBytes == 0 {
+		o.QuotaBytes = 2 << 30
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+func (o *Options) validate() error {
+	if o.Transport == nil || o.Origin == 0 {
+		return errors.New("server: a transport and an origin are needed")
+	}
+	if !slices.ContainsFunc(o.Founders, func(f Founder) bool { return f.Name == o.Name }) {
+		return fmt.Errorf("the member %q is not among those of the initial cluster: give it there with its peer URLs, or give this member one of the names there", o.Name)
+	}
+	return nil
+}
+
+// electionTimeout is how long a member waits for its leader before it looks for another.
+func (o *Options) electionTimeout() time.Duration { return time.Duration(o.ElectionTicks) * o.Tick }
+
+// requestTimeout bounds what a client waits for: as in etcd, time for a disk and two elections.
+func (o *Options) requestTimeout() time.Duration { return 5*time.Second + 2*o.electionTimeout() }
+
+// founders computes the ids of the founding members and of their cluster, as etcd does.
+func (o *Options) founders() (members []member.Member, self member.Member, clusterID uint64) {
+	var ids []uint64
+	for _, f := range o.Founders {
+		m := member.Member{ID: member.ID(f.PeerURLs, o.Token), Name: f.Name, PeerURLs: f.PeerURLs}
+		if f.Name == o.Name {
+			self = m
+		}
+		members, ids = append(members, m), append(ids, m.ID)
+	}
+	return members, self, member.ClusterID(ids)
+}

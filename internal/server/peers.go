@@ -1,0 +1,115 @@
+package server
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/replica"
+)
+
+// The calls that members make of one another. Bodies are an id, 8 bytes big endian. Numbers are never used again for
+// another call.
+const (
+	callLeaseRenew      = 1 // of a lease; answered by leaseAnswer
+	callLeaseTimeToLive = 2 // of a lease; answered by leaseAnswer
+	callKnown           = 3 // of a member; answered by one byte, 1 if that member has been started before
+)
+
+// peers takes what arrives from other members: raft's messages go to the replica, calls to the member. The network may be
+// joined before there is a replica; what comes for it meanwhile is lost, as anything on a network may be.
+type peers struct {
+	m       *Member
+	replica atomic.Pointer[replica.Replica]
+
+	mu    sync.Mutex
+	ended map[uint64]bool // peers at whose addresses nobody listens
+}
+
+var errStarting = errors.New("the member is starting")
+
+// Receive implements transport.Handler.
+func (p *peers) Receive(message *raftpb.Message) {
+	if r := p.replica.Load(); r != nil {
+		r.Receive(message)
+	}
+}
+
+// ReceiveSnapshot implements transport.Handler.
+func (p *peers) ReceiveSnapshot(message *raftpb.Message, dir string, discard func()) error {
+	if r := p.replica.Load(); r != nil {
+		return r.ReceiveSnapshot(message, dir, discard)
+	}
+	return errStarting
+}
+
+// Unreachable implements transport.Handler.
+func (p *peers) Unreachable(id uint64) {
+	if r := p.replica.Load(); r != nil {
+		r.Unreachable(id)
+	}
+}
+
+// PeerUp implements transport.Handler.
+func (p *peers) PeerUp(id uint64) {
+	p.note(id, false)
+	if r := p.replica.Load(); r != nil {
+		r.PeerUp(id)
+	}
+}
+
+// PeerDown implements transport.Handler.
+func (p *peers) PeerDown(id uint64, processGone bool) {
+	p.note(id, processGone)
+	if r := p.replica.Load(); r != nil {
+		r.PeerDown(id, processGone)
+	}
+}
+
+func (p *peers) note(id uint64, ended bool) {
+	p.mu.Lock()
+	p.ended[id] = ended
+	p.mu.Unlock()
+}
+
+// gone reports whether a peer's process was found not to run when last looked for.
+func (p *peers) gone(id uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ended[id]
+}
+
+// flushed passes on to the replica what the engine says of its durability.
+func (p *peers) flushed(applied uint64) {
+	if r := p.replica.Load(); r != nil {
+		r.Durable(applied)
+	}
+}
+
+// Serve implements transport.Handler.
+func (p *peers) Serve(ctx context.Context, _ uint64, kind byte, body []byte) ([]byte, error) {
+	if len(body) != 8 {
+		return nil, fmt.Errorf("a call of kind %d with %d bytes, want 8", kind, len(body))
+	}
+	id := binary.BigEndian.Uint64(body)
+	switch kind {
+	case callKnown:
+		if p.m.knows(id) {
+			return []byte{1}, nil
+		}
+		return []byte{0}, nil
+	case callLeaseRenew, callLeaseTimeToLive:
+		a := leaseAnswer{err: kv.ErrNotLeader}
+		if p.replica.Load() != nil {
+			a = p.m.askSelf(ctx, kind, kv.LeaseID(id))
+		}
+		return a.encode()
+	}
+	return nil, fmt.Errorf("unknown call of kind %d: this member is of an older version", kind)
+}

@@ -1,0 +1,91 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/leader"
+)
+
+// Propose puts the command through the log and waits until this member has applied it; see rpc.Backend.
+func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Result, error) {
+	if c.LeaseGrant != nil {
+		c.LeaseGrant.TTL = max(c.LeaseGrant.TTL, leader.MinTTL(m.options.electionTimeout()))
+	}
+	if c.Txn != nil && c.Txn.Depth() > command.MaxTxnDepth {
+		return command.Result{}, kv.ErrRequestTooLarge
+	}
+	start := time.Now()
+	c.Time = start.UnixNano()
+	var result <-chan command.Result
+	c.ID, result = m.waiters.add()
+	encoded := c.Append(nil)
+	if len(encoded) > m.options.MaxRequestBytes {
+		m.waiters.drop(c.ID)
+		return command.Result{}, kv.ErrRequestTooLarge
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
+	defer cancel()
+	if err := m.replica.Propose(ctx, encoded); err != nil {
+		m.waiters.drop(c.ID)
+		return command.Result{}, m.why(ctx, start, err)
+	}
+	select {
+	case r := <-result:
+		return r, nil
+	case <-ctx.Done():
+		m.waiters.drop(c.ID)
+		return command.Result{}, m.why(ctx, start, ctx.Err())
+	case <-m.life.Done():
+		m.waiters.drop(c.ID)
+		return command.Result{}, kv.ErrStopped
+	}
+}
+
+// ReadBarrier returns once this member has applied everything that was committed when it was called.
+func (m *Member) ReadBarrier(ctx context.Context) error {
+	start := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
+	defer cancel()
+	if err := m.replica.ReadBarrier(ctx); err != nil {
+		return m.why(ctx, start, err)
+	}
+	return nil
+}
+
+// why says what a request that ended with err ran into. The client's own deadline and cancellation stay what they are;
+// our own bound becomes the timeout that tells the reason: there is no leader, one was lost meanwhile, or none of these.
+func (m *Member) why(ctx context.Context, start time.Time, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(context.Cause(ctx), kv.ErrTimeout) {
+		return err
+	}
+	switch {
+	case m.replica.Status().Leader == 0:
+		return kv.ErrNoLeader
+	case m.leadership.lostSince(start):
+		return kv.ErrTimeoutLeaderFail
+	}
+	return kv.ErrTimeout
+}
+
+// leadership remembers when this member last was without a leader.
+type leadership struct {
+	mu   sync.Mutex
+	lost time.Time
+}
+
+func (l *leadership) noteLost(t time.Time) {
+	l.mu.Lock()
+	l.lost = t
+	l.mu.Unlock()
+}
+
+func (l *leadership) lostSince(t time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost.After(t)
+}

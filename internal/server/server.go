@@ -1,0 +1,332 @@
+// Package server builds one member of a cluster: it opens the data directory, the state and the log, joins the network,
+// starts the replica, and offers what clients' services stand on (rpc.Backend). It is the only package that sees all the
+// others. Everything is built by Start in the order in which it is needed, and Stop takes it down in reverse.
+//
+// A Member serves no sockets of its own: package cli puts the client port in front of it, and package sim calls it
+// directly.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/trivet-kv/trivet/internal/compactor"
+	"github.com/trivet-kv/trivet/internal/datadir"
+	"github.com/trivet-kv/trivet/internal/engine"
+	"github.com/trivet-kv/trivet/internal/fsm"
+	"github.com/trivet-kv/trivet/internal/leader"
+	"github.com/trivet-kv/trivet/internal/member"
+	"github.com/trivet-kv/trivet/internal/raftlog"
+	"github.com/trivet-kv/trivet/internal/replica"
+	"github.com/trivet-kv/trivet/internal/watch"
+)
+
+// Member is one running member.
+type Member struct {
+	options  Options
+	logger   *slog.Logger
+	identity datadir.Identity
+
+	dir       *datadir.Dir
+	machine   *machine
+	log       *raftlog.Log
+	transport Transport
+	replica   *replica.Replica
+	peers     *peers
+	waiters   *waiters
+	hub       *watch.Hub
+	jobs      *leader.Jobs
+	compactor *compactor.Driver
+
+	leadership leadership
+	failed     chan error // gives the first error after which the member cannot go on
+
+	stopOnce sync.Once
+	life     context.Context // ends when the member stops
+	end      context.CancelFunc
+	running  sync.WaitGroup // the member's own goroutines
+}
+
+// Start builds the member and joins its cluster. It returns without waiting for a leader. An error says what is wrong and
+// what to do; nothing is left running.
+func Start(o Options) (*Member, error) {
+	o.setDefaults()
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	m := &Member{
+		options: o, logger: o.Logger,
+		waiters: newWaiters(o.Origin),
+		failed:  make(chan error, 1),
+	}
+	m.peers = &peers{m: m, ended: make(map[uint64]bool)}
+	m.life, m.end = context.WithCancel(context.Background())
+	undo := []func() error{}
+	fail := func(err error) (*Member, error) {
+		m.end()
+		for _, f := range slices.Backward(undo) {
+			err = errors.Join(err, f())
+		}
+		return nil, err
+	}
+	dir, err := datadir.Open(o.FS, o.DataDir)
+	if err != nil {
+		return fail(err)
+	}
+	m.dir = dir
+	undo = append(undo, dir.Close, m.leaveNetwork)
+	if err := m.openDir(); err != nil {
+		return fail(err)
+	}
+	if err := m.openState(); err != nil {
+		return fail(err)
+	}
+	undo = append(undo, m.machine.close)
+	m.startListeners()
+	undo = append(undo, m.stopListeners)
+	if err := m.openLog(); err != nil {
+		return fail(err)
+	}
+	undo = append(undo, m.log.Close)
+	if m.transport == nil {
+		if err := m.joinNetwork(m.machine.state.Load().Members.All()); err != nil {
+			return fail(err)
+		}
+	}
+	if err := m.startReplica(); err != nil {
+		return fail(err)
+	}
+	m.running.Go(m.watchFailures)
+	m.running.Go(m.watchLeader)
+	m.running.Go(m.publishSelf)
+	m.running.Go(m.flushNowAndThen)
+	return m, nil
+}
+
+// openDir takes the data directory; a new one is founded.
+func (m *Member) openDir() error {
+	if m.dir.Identity == nil {
+		return m.found()
+	}
+	if err := m.checkIdentity(); err != nil {
+		return err
+	}
+	m.identity = *m.dir.Identity
+	return nil
+}
+
+// openState opens the state and everything that is told of its changes.
+func (m *Member) openState() error {
+	o := &m.options
+	m.machine = &machine{
+		fs: o.FS, dir: m.dir, logger: m.logger, waiters: m.waiters,
+		engine: engine.Options{
+			FS: o.FS, MemTableBytes: o.MemTableBytes, CacheBytes: o.CacheBytes, Logger: m.logger,
+			OnFlush: m.flushed, OnError: m.fail,
+		},
+	}
+	return m.machine.open()
+}
+
+func (m *Member) flushed(applied uint64) {
+	m.peers.flushed(applied)
+	if f := m.options.Observer.Flushed; f != nil {
+		f(applied)
+	}
+}
+
+// startListeners makes what is told of each applied batch.
+func (m *Member) startListeners() {
+	m.hub = watch.New(watch.Options{History: m.Store(), Logger: m.logger, ProgressInterval: m.options.WatchProgress})
+	m.jobs = leader.New(leader.Options{
+		Propose: m.Propose, Confirm: m.leads, Logger: m.logger, Extend: m.options.electionTimeout(),
+	})
+	m.compactor = compactor.Start(compactor.Options{
+		Store: m.Store(), Logger: m.logger, OnStep: m.options.Observer.CompactStep, OnDone: m.options.Observer.Compacted,
+	})
+	m.machine.listeners = listeners{
+		Events:    m.hub.Publish,
+		Leases:    m.leasesChanged,
+		Compacted: m.compactor.Done,
+		Applied:   m.options.Observer.Applied,
+		Replaced: func(s *fsm.State) {
+			m.hub.Reset(s.Store)
+			m.compactor.Reset(s.Store)
+		},
+	}
+}
+
+func (m *Member) stopListeners() error {
+	m.compactor.Stop()
+	m.hub.Close()
+	return nil
+}
+
+func (m *Member) openLog() error {
+	log, err := raftlog.Open(raftlog.Options{
+		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes,
+		Logger: m.logger, OnSync: m.options.Observer.LogSync,
+	})
+	if err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	m.log = log
+	return nil
+}
+
+func (m *Member) joinNetwork(members []member.Member) error {
+	others := make(map[uint64][]string)
+	for _, p := range members {
+		if p.ID != m.identity.MemberID {
+			others[p.ID] = p.PeerURLs
+		}
+	}
+	t, err := m.options.Transport(TransportConfig{
+		ClusterID: m.identity.ClusterID, MemberID: m.identity.MemberID, Peers: others,
+		FS: m.options.FS, Incoming: m.dir.Incoming(),
+	})
+	if err != nil {
+		return err
+	}
+	m.transport = t
+	t.Serve(m.peers)
+	return nil
+}
+
+func (m *Member) leaveNetwork() error {
+	if m.transport == nil {
+		return nil
+	}
+	return m.transport.Close()
+}
+
+func (m *Member) startReplica() error {
+	s := m.machine.state.Load()
+	r, err := replica.Start(replica.Config{
+		ID: m.identity.MemberID, Origin: m.options.Origin,
+		Log: replicaLog{m.log}, Machine: m.machine, Transport: m.transport,
+		Applied: replica.Position(s.Applied), ConfState: s.ConfState,
+		Tick: m.options.Tick, ElectionTicks: m.options.ElectionTicks, HeartbeatTicks: 1,
+		CatchupEntries: m.options.CatchupEntries,
+		Logger:         m.logger, Observer: m.options.Observer.Replica,
+	})
+	if err != nil {
+		return err
+	}
+	m.replica = r
+	applied, err := s.Engine.DurableApplied()
+	if err != nil {
+		r.Stop()
+		return err
+	}
+	m.peers.replica.Store(r)
+	r.Durable(applied)
+	return nil
+}
+
+// Failed gives the error after which this member cannot go on: its disk failed or is full, or its state cannot be changed
+// any more. Its process should end at once, as in a crash: Stop would wait for the disk.
+func (m *Member) Failed() <-chan error { return m.failed }
+
+// watchFailures runs until the member stops.
+func (m *Member) watchFailures() {
+	var err error
+	select {
+	case <-m.life.Done():
+		return
+	case err = <-m.log.Failed():
+	case err = <-m.replica.Failed():
+	}
+	m.fail(err)
+}
+
+// fail reports the first failure; those after it say nothing new.
+func (m *Member) fail(err error) {
+	select {
+	case m.failed <- err:
+	default:
+	}
+}
+
+// Stop ends the member: it hands leadership over if it has it, as far as ctx allows, stops taking part, and makes the
+// state durable. The services in front of it must have stopped before.
+func (m *Member) Stop(ctx context.Context) error {
+	var err error
+	m.stopOnce.Do(func() {
+		m.replica.StopGracefully(ctx)
+		err = m.shutDown(true)
+	})
+	return err
+}
+
+// Kill ends the member as the death of its process would, without handing anything over or making anything durable. It
+// is for simulation.
+func (m *Member) Kill() {
+	m.stopOnce.Do(func() {
+		m.replica.Stop()
+		_ = m.shutDown(false)
+	})
+}
+
+func (m *Member) shutDown(flush bool) error {
+	m.end()
+	m.running.Wait()
+	errs := []error{m.transport.Close(), m.log.Close(), m.stopListeners()}
+	if flush {
+		errs = append(errs, m.machine.close())
+	} else {
+		errs = append(errs, m.machine.abandon())
+	}
+	return errors.Join(append(errs, m.dir.Close())...)
+}
+
+// flushEvery bounds how much of the log a start may have to apply again: what a full memtable holds, or what came within
+// this time.
+const flushEvery = time.Minute
+
+// flushNowAndThen runs until the member stops.
+func (m *Member) flushNowAndThen() {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	var flushed uint64
+	for {
+		select {
+		case <-m.life.Done():
+			return
+		case <-tick.C:
+		}
+		applied := m.replica.Status().Applied
+		if applied == flushed {
+			continue
+		}
+		if err := m.machine.state.Load().Engine.Flush(); err != nil {
+			m.logger.Warn("making the state durable failed; it will be tried again", "error", err)
+			continue
+		}
+		flushed = applied
+	}
+}
+
+// publishSelf records this member's name and client URLs in the cluster, once a leader takes it.
+func (m *Member) publishSelf() {
+	ctx := m.life
+	for {
+		self, ok := m.machine.state.Load().Members.Get(m.identity.MemberID)
+		if ok && self.Name == m.options.Name && slices.Equal(self.ClientURLs, m.options.ClientURLs) {
+			return
+		}
+		if _, err := m.Propose(ctx, m.description()); err != nil && ctx.Err() == nil {
+			m.logger.Warn("publishing the member's client URLs failed; trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(m.options.Tick):
+		}
+	}
+}

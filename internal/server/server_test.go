@@ -1,0 +1,290 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/transport"
+)
+
+// cluster is members that share a network in memory, each with its own file system.
+type cluster struct {
+	t       *testing.T
+	network *transport.Network
+	disks   []*vfs.MemFS
+	members []*Member
+	starts  uint64
+	change  func(*Options) // of every member; may be nil
+}
+
+func newCluster(t *testing.T, n int) *cluster {
+	c := &cluster{t: t, network: transport.NewNetwork(transport.NetworkOptions{Seed: 1}), members: make([]*Member, n)}
+	for range n {
+		c.disks = append(c.disks, vfs.NewMem())
+	}
+	return c
+}
+
+func (c *cluster) options(i int) Options {
+	c.starts++
+	o := Options{
+		FS: c.disks[i], DataDir: "data", Name: fmt.Sprintf("m%d", i), Token: "test", Origin: c.starts,
+		LogSegmentBytes: 64 << 10, MemTableBytes: 64 << 10, ClientURLs: []string{fmt.Sprintf("http://client%d", i)},
+		Transport: func(tc TransportConfig) (Transport, error) {
+			return c.network.Join(transport.EndpointConfig{ID: tc.MemberID, FS: tc.FS, Incoming: tc.Incoming})
+		},
+	}
+	if c.change != nil {
+		c.change(&o)
+	}
+	for i := range c.members {
+		o.Founders = append(o.Founders, Founder{Name: fmt.Sprintf("m%d", i), PeerURLs: []string{fmt.Sprintf("http://peer%d", i)}})
+	}
+	return o
+}
+
+func (c *cluster) start(i int) *Member {
+	c.t.Helper()
+	m, err := Start(c.options(i))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.members[i] = m
+	return m
+}
+
+func (c *cluster) stop(i int) {
+	c.t.Helper()
+	if err := c.members[i].Stop(c.t.Context()); err != nil {
+		c.t.Error(err)
+	}
+}
+
+func put(t *testing.T, m *Member, key, value string) command.Result {
+	t.Helper()
+	r, err := m.Propose(t.Context(), &command.Command{Put: &command.Put{Key: []byte(key), Value: []byte(value)}})
+	if err != nil || r.Err != nil {
+		t.Fatalf("put %s: %v, %v", key, err, r.Err)
+	}
+	return r
+}
+
+func get(t *testing.T, m *Member, key string) string {
+	t.Helper()
+	if err := m.ReadBarrier(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r, _, err := m.Store().Range(kv.RangeOptions{Range: kv.Range{Key: []byte(key)}})
+	if err != nil || len(r.KVs) != 1 {
+		t.Fatalf("get %s: %d pairs, %v", key, len(r.KVs), err)
+	}
+	return string(r.KVs[0].Value)
+}
+
+// What one member acknowledged is read from every other, and is there after a stop and after a kill.
+func TestThreeMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		for i := range 3 {
+			c.start(i)
+		}
+		for i, m := range c.members {
+			put(t, m, fmt.Sprintf("key%d", i), fmt.Sprint(i))
+		}
+		for i := range 3 {
+			for _, m := range c.members {
+				if got := get(t, m, fmt.Sprintf("key%d", i)); got != fmt.Sprint(i) {
+					t.Fatalf("key%d is %q", i, got)
+				}
+			}
+		}
+		for _, m := range c.members[0].Members() {
+			if len(m.ClientURLs) != 1 {
+				t.Errorf("the member %s has not published its client URLs", m.Name)
+			}
+		}
+		c.stop(0)
+		c.members[1].Kill()
+		c.start(0)
+		c.start(1)
+		for i := range 3 {
+			if got := get(t, c.members[i], "key1"); got != "1" {
+				t.Fatalf("key1 is %q on member %d", got, i)
+			}
+		}
+		for i := range 3 {
+			c.stop(i)
+		}
+	})
+}
+
+// A lease is renewed and asked for through any member, runs out on time, and takes its keys with it.
+func TestLeaseThroughAnyMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		for i := range 3 {
+			c.start(i)
+		}
+		granted, err := c.members[0].Propose(t.Context(), &command.Command{LeaseGrant: &command.LeaseGrant{ID: 7, TTL: 10}})
+		if err != nil || granted.Err != nil {
+			t.Fatal(err, granted.Err)
+		}
+		if _, err := c.members[1].Propose(t.Context(), &command.Command{Put: &command.Put{Key: []byte("k"), Lease: 7}}); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			for _, m := range c.members {
+				time.Sleep(4 * time.Second)
+				if ttl, err := m.LeaseRenew(t.Context(), 7); err != nil || ttl != 10 {
+					t.Fatalf("renew: %d, %v", ttl, err)
+				}
+				if l, left, err := m.LeaseTimeToLive(t.Context(), 7); err != nil || l.TTL != 10 || left < 9 {
+					t.Fatalf("time to live: %+v, %d, %v", l, left, err)
+				}
+			}
+		}
+		time.Sleep(12 * time.Second)
+		for _, m := range c.members {
+			if _, err := m.LeaseRenew(t.Context(), 7); !errors.Is(err, kv.ErrLeaseNotFound) {
+				t.Fatalf("renewed after its end: %v", err)
+			}
+			if err := m.ReadBarrier(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if r, _, err := m.Store().Range(kv.RangeOptions{Range: kv.Range{Key: []byte("k")}}); err != nil || r.Count != 0 {
+				t.Fatalf("the key has outlived its lease: %+v, %v", r, err)
+			}
+		}
+		for i := range 3 {
+			c.stop(i)
+		}
+	})
+}
+
+// Without a majority, requests end with the error that says why, and go on once there is one.
+func TestWithoutMajority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		m := c.start(0)
+		_, err := m.Propose(t.Context(), &command.Command{Put: &command.Put{Key: []byte("k")}})
+		if !errors.Is(err, kv.ErrNoLeader) {
+			t.Fatalf("put without a majority: %v", err)
+		}
+		if err := m.ReadBarrier(t.Context()); !errors.Is(err, kv.ErrNoLeader) {
+			t.Fatalf("read without a majority: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := m.ReadBarrier(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("a client's own deadline: %v", err)
+		}
+		c.start(1)
+		put(t, m, "k", "v")
+		c.stop(0)
+		c.stop(1)
+	})
+}
+
+// A directory is opened by its own member only, and a refused start leaves everything as it was.
+func TestRefusesForeignDirectories(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		c.start(0)
+		put(t, c.members[0], "k", "v")
+		if _, err := Start(c.options(0)); err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Fatalf("started twice: %v", err)
+		}
+		c.stop(0)
+		for name, change := range map[string]func(*Options){
+			`belongs to the member "m0"`: func(o *Options) { o.Name, o.Founders[0].Name = "other", "other" },
+			`with the token "test"`:      func(o *Options) { o.Token = "other" },
+			"peer URLs http://peer0":     func(o *Options) { o.Founders[0].PeerURLs = []string{"http://elsewhere"} },
+			"not among":                  func(o *Options) { o.Name = "nobody" },
+		} {
+			o := c.options(0)
+			change(&o)
+			if _, err := Start(o); err == nil || !strings.Contains(err.Error(), name) {
+				t.Errorf("got %v, want an error with %q", err, name)
+			}
+		}
+		m := c.start(0)
+		if got := get(t, m, "k"); got != "v" {
+			t.Fatalf("k is %q", got)
+		}
+		c.stop(0)
+	})
+}
+
+// A member that was away while much was written and the log was cut is given a checkpoint, and its watchers go on from
+// there without a gap.
+func TestCatchUpFromCheckpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		installed := 0
+		c.change = func(o *Options) {
+			o.CatchupEntries = 10
+			o.Observer.Replica.Installed = func(uint64, time.Duration) { installed++ }
+		}
+		for i := range 3 {
+			c.start(i)
+		}
+		before := put(t, c.members[2], "before", "1")
+		c.members[2].Kill()
+		for i := range 3000 {
+			put(t, c.members[0], fmt.Sprintf("k%d", i%100), strings.Repeat("x", 100))
+		}
+		last := put(t, c.members[0], "last", "1")
+		time.Sleep(2 * flushEvery) // so that the log is cut
+		m := c.start(2)
+		if got := get(t, m, "last"); got != "1" || installed == 0 {
+			t.Fatalf("last is %q after %d checkpoints", got, installed)
+		}
+		next := before.Revision
+		if err := m.Store().Events(t.Context(), next+1, last.Revision, func(e kv.Event) error {
+			if next++; e.Revision.Main != next {
+				return fmt.Errorf("event of revision %d where %d is due", e.Revision.Main, next)
+			}
+			return nil
+		}); err != nil || next != last.Revision {
+			t.Fatalf("history ends at %d of %d: %v", next, last.Revision, err)
+		}
+		put(t, m, "after", "1")
+		for i := range 3 {
+			c.stop(i)
+		}
+	})
+}
+
+// A member that comes back with an empty disk is refused by name, as long as a peer remembers it.
+func TestRefusesWipedMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		for i := range 3 {
+			c.start(i)
+		}
+		put(t, c.members[2], "k", "v")
+		time.Sleep(time.Second) // for all to have published themselves
+		c.stop(2)
+		c.disks[2] = vfs.NewMem()
+		if _, err := Start(c.options(2)); err == nil || !strings.Contains(err.Error(), "from an earlier start") {
+			t.Fatalf("a wiped member started: %v", err)
+		}
+		c.stop(0)
+		c.stop(1)
+	})
+}

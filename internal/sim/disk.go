@@ -1,0 +1,181 @@
+package sim
+
+import (
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// DiskOptions are the manners of a Disk.
+type DiskOptions struct {
+	// Slow files are those whose path holds this word; no word means no file.
+	Slow string
+	// SyncDelay is how long a sync of a slow file takes, chosen evenly between zero and this; one of a hundred takes
+	// twenty times as long.
+	SyncDelay time.Duration
+	// SyncsLate, if not zero, is a lie: a sync of a slow file returns at once and happens so much later. That is the
+	// planted bug: it is what a log does that acknowledges before the fsync, and a run over such disks must be found to
+	// break its promises.
+	SyncsLate time.Duration
+}
+
+// Disk is the disk of one member. It outlives the member's processes: each Crash loses what was not synced.
+type Disk struct {
+	o DiskOptions
+
+	mu  sync.Mutex // guards what follows
+	rng *rand.Rand
+	mem *vfs.MemFS
+	// slower multiplies SyncDelay; failing disks fail every sync of a slow file.
+	slower  time.Duration
+	failing bool
+
+	late sync.WaitGroup // syncs that are still to come
+}
+
+// NewDisk makes an empty disk.
+func NewDisk(seed uint64, o DiskOptions) *Disk {
+	return &Disk{o: o, rng: rand.New(rand.NewPCG(seed, 0xd15c)), mem: vfs.NewCrashableMem(), slower: 1}
+}
+
+// FS is the file system that the disk holds now, for one life of the member: after a Crash it still works, as far as
+// the life before it can tell, but nothing done to it has any effect on the disk.
+func (d *Disk) FS() vfs.FS {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return &diskFS{FS: d.mem, disk: d}
+}
+
+// Crash loses what was not synced, but for a share in percent of the blocks and directory entries, chosen by the seed.
+func (d *Disk) Crash(keepPercent int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	cfg := vfs.CrashCloneCfg{UnsyncedDataPercent: keepPercent}
+	if keepPercent > 0 {
+		cfg.RNG = rand.New(rand.NewPCG(d.rng.Uint64(), 0xc4a5))
+	}
+	d.mem = d.mem.CrashClone(cfg)
+}
+
+// next is how long the next sync of a slow file takes, and how it ends.
+func (d *Disk) next() (time.Duration, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failing {
+		return 0, errDisk
+	}
+	if d.o.SyncDelay == 0 {
+		return 0, nil
+	}
+	t := time.Duration(d.rng.Int64N(int64(d.o.SyncDelay) + 1))
+	if d.rng.IntN(100) == 0 {
+		t *= 20
+	}
+	return t * d.slower, nil
+}
+
+// SetSlower makes syncs take so many times as long from now on.
+func (d *Disk) SetSlower(times int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slower = time.Duration(times)
+}
+
+// SetFailing makes syncs fail from now on, or succeed again. What a failed sync was to keep is lost with the next crash.
+func (d *Disk) SetFailing(failing bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failing = failing
+}
+
+var errDisk = errors.New("sim: input/output error")
+
+// Wait returns when no late sync is left to come.
+func (d *Disk) Wait() { d.late.Wait() }
+
+// diskFS is one life's view of a Disk: it wraps the files that are slow.
+type diskFS struct {
+	vfs.FS
+	disk *Disk
+}
+
+// Unwrap lets the wrapped file system be found.
+func (f *diskFS) Unwrap() vfs.FS { return f.FS }
+
+func (f *diskFS) wrap(name string, file vfs.File, err error) (vfs.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	if word := f.disk.o.Slow; word == "" || !strings.Contains(name, word) {
+		return file, nil
+	}
+	return &diskFile{File: file, disk: f.disk}, nil
+}
+
+func (f *diskFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	file, err := f.FS.Create(name, c)
+	return f.wrap(name, file, err)
+}
+
+func (f *diskFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	file, err := f.FS.OpenReadWrite(name, c, opts...)
+	return f.wrap(name, file, err)
+}
+
+func (f *diskFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	file, err := f.FS.ReuseForWrite(oldname, newname, c)
+	return f.wrap(newname, file, err)
+}
+
+// diskFile is a file whose syncs take time, or come late.
+type diskFile struct {
+	vfs.File
+	disk *Disk
+
+	mu     sync.Mutex // guards closed, for late syncs
+	closed bool
+}
+
+// Close closes the file; syncs that are late come before that.
+func (f *diskFile) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.disk.o.SyncsLate > 0 && !f.closed {
+		_ = f.File.Sync()
+	}
+	f.closed = true
+	return f.File.Close()
+}
+
+func (f *diskFile) sync(really func() error) error {
+	if late := f.disk.o.SyncsLate; late > 0 {
+		f.disk.late.Go(func() {
+			time.Sleep(late)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if !f.closed {
+				_ = really()
+			}
+		})
+		return nil
+	}
+	delay, err := f.disk.next()
+	if time.Sleep(delay); err != nil {
+		return err
+	}
+	return really()
+}
+
+func (f *diskFile) Sync() error     { return f.sync(f.File.Sync) }
+func (f *diskFile) SyncData() error { return f.sync(f.File.SyncData) }
+
+func (f *diskFile) SyncTo(length int64) (fullSync bool, err error) {
+	return true, f.sync(func() error {
+		_, err := f.File.SyncTo(length)
+		return err
+	})
+}

@@ -1,0 +1,265 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/trivet-kv/trivet/internal/transport"
+)
+
+// trouble does to the cluster what the seed says, until the run's duration is over. An error is a promise broken
+// meanwhile, such as a member that does not start again.
+func (r *run) trouble() error {
+	rng := rand.New(rand.NewPCG(r.o.Seed, 2))
+	for time.Since(r.began) < r.o.Duration {
+		time.Sleep(between(rng, 100*time.Millisecond, 1500*time.Millisecond))
+		f := r.chooseFault(rng)
+		r.report.Faults[f.name]++
+		r.o.Logger.Info("fault", "name", f.name, "at", time.Since(r.began))
+		if err := f.do(r, rng); err != nil {
+			return fmt.Errorf("%s at %v: %w", f.name, time.Since(r.began), err)
+		}
+		for _, n := range r.nodes {
+			if err := n.failed(); err != nil {
+				return fmt.Errorf("after %s at %v: %w", f.name, time.Since(r.began), err)
+			}
+		}
+	}
+	return nil
+}
+
+func between(rng *rand.Rand, low, high time.Duration) time.Duration {
+	return low + time.Duration(rng.Int64N(int64(high-low)))
+}
+
+// fault is one kind of disturbance. It leaves every member running when it returns.
+type fault struct {
+	name   string
+	weight int
+	do     func(r *run, rng *rand.Rand) error
+}
+
+var disturbances = []fault{
+	{"crash one", 6, crashOne},
+	{"crash all", 3, crashAll},
+	{"power cut", 2, powerCut},
+	{"crash long", 2, crashLong},
+	{"stop one", 2, stopOne},
+	{"partition", 4, partition},
+	{"one-way cut", 2, oneWay},
+	{"bad network", 4, badNetwork},
+	{"pause", 2, pauseOne},
+	{"slow disk", 2, slowDisk},
+	{"failing disk", 1, failingDisk},
+	{"compact", 4, compact},
+	{"move leader", 2, moveLeader},
+}
+
+func (r *run) chooseFault(rng *rand.Rand) fault {
+	var among []fault
+	sum := 0
+	for _, f := range disturbances {
+		if r.o.Faults == nil || slices.Contains(r.o.Faults, f.name) {
+			among = append(among, f)
+			sum += f.weight
+		}
+	}
+	at := rng.IntN(sum)
+	for _, f := range among {
+		if at -= f.weight; at < 0 {
+			return f
+		}
+	}
+	panic("sim: no fault")
+}
+
+// keep draws how much of what was not synced survives a crash, in percent: mostly nothing or a part.
+func keep(rng *rand.Rand) int { return [...]int{0, 0, 30, 70, 100}[rng.IntN(5)] }
+
+func (r *run) someNode(rng *rand.Rand) *node { return r.nodes[rng.IntN(len(r.nodes))] }
+
+func (r *run) leader() *node {
+	for _, n := range r.nodes {
+		if l := n.current(); l != nil && l.member.Leader() == l.id {
+			return n
+		}
+	}
+	return nil
+}
+
+func crashOne(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	if leader := r.leader(); leader != nil && rng.IntN(2) == 0 {
+		n = leader
+	}
+	n.crash(keep(rng))
+	time.Sleep(between(rng, 0, 2*time.Second))
+	return n.start()
+}
+
+func crashAll(r *run, rng *rand.Rand) error {
+	order := rng.Perm(len(r.nodes))
+	for _, i := range order {
+		r.nodes[i].crash(keep(rng))
+		if rng.IntN(2) == 0 {
+			time.Sleep(between(rng, 0, 50*time.Millisecond))
+		}
+	}
+	for _, i := range order {
+		time.Sleep(between(rng, 0, 500*time.Millisecond))
+		if err := r.nodes[i].start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// powerCut ends all members at one moment, with everything lost that was not synced.
+func powerCut(r *run, rng *rand.Rand) error {
+	for _, n := range r.nodes {
+		n.crash(0)
+	}
+	for _, n := range r.nodes {
+		time.Sleep(between(rng, 0, 100*time.Millisecond))
+		if err := n.start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// crashLong keeps a member away until the others have cut their logs, so that it needs a checkpoint.
+func crashLong(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	n.crash(keep(rng))
+	time.Sleep(between(rng, 4*time.Second, 8*time.Second))
+	return n.start()
+}
+
+func stopOne(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	if err := n.stop(5 * time.Second); err != nil {
+		return err
+	}
+	time.Sleep(between(rng, 0, time.Second))
+	return n.start()
+}
+
+func partition(r *run, rng *rand.Rand) error {
+	order := rng.Perm(len(r.nodes))
+	var groups [3][]uint64
+	for i, at := range order {
+		if l := r.nodes[at].current(); l != nil {
+			g := 0
+			if i > 0 {
+				g = rng.IntN(3)
+			}
+			groups[g] = append(groups[g], l.id)
+		}
+	}
+	r.network.Partition(groups[:]...)
+	time.Sleep(between(rng, 100*time.Millisecond, 8*time.Second))
+	r.network.Heal()
+	return nil
+}
+
+func oneWay(r *run, rng *rand.Rand) error {
+	if len(r.nodes) < 2 {
+		return nil
+	}
+	order := rng.Perm(len(r.nodes))
+	from, to := r.nodes[order[0]].current(), r.nodes[order[1]].current()
+	r.network.Cut(from.id, to.id)
+	time.Sleep(between(rng, 100*time.Millisecond, 3*time.Second))
+	r.network.Heal()
+	return nil
+}
+
+// manners are those of a network on a good day.
+func manners(rng *rand.Rand, seed uint64) transport.NetworkOptions {
+	return transport.NetworkOptions{Seed: seed, MinDelay: 50 * time.Microsecond, MaxDelay: between(rng, 100*time.Microsecond, 5*time.Millisecond)}
+}
+
+func badNetwork(r *run, rng *rand.Rand) error {
+	bad := transport.NetworkOptions{
+		MaxDelay:  between(rng, time.Millisecond, 200*time.Millisecond),
+		Loss:      rng.Float64() * 0.3,
+		Duplicate: rng.Float64() * 0.2,
+	}
+	r.network.SetOptions(bad)
+	time.Sleep(between(rng, 500*time.Millisecond, 5*time.Second))
+	r.network.SetOptions(manners(rng, 0))
+	return nil
+}
+
+// pauseOne cuts a member off in both directions without telling anybody, and then lets everything through that waited:
+// what a member sees of its peers after its process was stopped for a while, or they of it.
+func pauseOne(r *run, rng *rand.Rand) error {
+	l := r.someNode(rng).current()
+	r.network.Pause(l.id)
+	time.Sleep(between(rng, 100*time.Millisecond, 3*time.Second))
+	r.network.Resume(l.id)
+	return nil
+}
+
+func slowDisk(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	n.disk.SetSlower(10 + rng.IntN(200))
+	time.Sleep(between(rng, 500*time.Millisecond, 5*time.Second))
+	n.disk.SetSlower(1)
+	return nil
+}
+
+// failingDisk fails the syncs of one member's log. The member must give up rather than go on, and comes back on a disk
+// that lost what it could not sync.
+func failingDisk(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	n.disk.SetFailing(true)
+	defer n.disk.SetFailing(false)
+	const patience = 20 * time.Second
+	for began := time.Now(); n.failed() == nil; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > patience {
+			return fmt.Errorf("%s goes on although its log could not be synced for %v", n.name, patience)
+		}
+	}
+	n.crash(0)
+	n.disk.SetFailing(false)
+	time.Sleep(between(rng, 0, time.Second))
+	return n.start()
+}
+
+// compact forgets some of the history that the watchers which are waited for have seen.
+func compact(r *run, rng *rand.Rand) error {
+	upTo := int64(1) << 62
+	for _, w := range r.watchers {
+		if !w.sleepy && w.saw.Key == "" {
+			upTo = min(upTo, w.next()-1)
+		}
+	}
+	upTo -= rng.Int64N(50)
+	l := r.someNode(rng).current()
+	if upTo < 1 || l == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, 2*time.Second)
+	defer cancel()
+	_, _ = l.services.Compact(ctx, &pb.CompactionRequest{Revision: upTo, Physical: rng.IntN(2) == 0}) // may well fail
+	return nil
+}
+
+func moveLeader(r *run, rng *rand.Rand) error {
+	leader := r.leader()
+	if leader == nil {
+		return nil
+	}
+	l, to := leader.current(), r.someNode(rng).current()
+	ctx, cancel := context.WithTimeout(l.ctx, time.Second)
+	defer cancel()
+	_, _ = l.services.MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: to.id}) // may well fail
+	return nil
+}

@@ -1,0 +1,385 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// peer is what the transport keeps for one other member: two streams out, and calls that wait for answers.
+type peer struct {
+	t      *Transport
+	id     uint64
+	ctx    context.Context // ends with RemovePeer or Close
+	cancel context.CancelFunc
+	small  *stream
+	append *stream
+
+	// mu guards what follows and is held while the handler hears of it, so that it hears in order.
+	mu       sync.Mutex
+	addrs    []string
+	up       int  // connected streams
+	told     bool // the handler believes that the peer is up
+	refused  bool // nobody listened when last dialled
+	gone     bool // the handler knows
+	lastWarn string
+
+	callMu sync.Mutex
+	calls  map[uint64]chan answer // at most MaxCalls
+	callID uint64
+}
+
+type answer struct {
+	body []byte
+	err  error
+}
+
+func newPeer(t *Transport, id uint64, addrs []string) *peer {
+	p := &peer{t: t, id: id, addrs: addrs, calls: map[uint64]chan answer{}}
+	p.ctx, p.cancel = context.WithCancel(t.ctx)
+	p.small, p.append = newStream(p, streamSmall), newStream(p, streamAppends)
+	return p
+}
+
+// startLocked starts the streams; t.mu is held.
+func (p *peer) startLocked() {
+	p.t.goLocked(p.small.run)
+	p.t.goLocked(p.append.run)
+}
+
+func (p *peer) setAddrs(addrs []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.addrs = addrs
+}
+
+// send sorts messages onto the two streams. Appends keep their order among themselves, or a follower would refuse the
+// later one; commands that are forwarded go with them because they are as large.
+func (p *peer) send(ms []*raftpb.Message) {
+	dropped := 0
+	for _, m := range ms {
+		s := p.small
+		if t := m.GetType(); t == raftpb.MsgApp || t == raftpb.MsgProp {
+			s = p.append
+		}
+		if !sendable(m.GetType()) || !s.enqueue(m) {
+			dropped++
+		}
+	}
+	if dropped > 0 {
+		p.lost(dropped)
+	}
+}
+
+// lost says that messages were lost.
+func (p *peer) lost(messages int) {
+	p.t.c.Observer.SendFailed(p.id, messages)
+	if h := p.t.handler(); h != nil {
+		h.Unreachable(p.id)
+	}
+}
+
+// handler is nil before Serve.
+func (t *Transport) handler() Handler {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.h
+}
+
+func (p *peer) connected(version string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused, p.gone, p.lastWarn = false, false, ""
+	if p.up++; p.up < 2 || p.told {
+		return
+	}
+	p.told = true
+	p.t.c.Logger.Info("connected to peer", "peer", hex(p.id), "version", version)
+	p.t.c.Observer.Active(p.id, true)
+	p.t.h.PeerUp(p.id)
+}
+
+func (p *peer) disconnected(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.up--
+	if p.told {
+		p.told = false
+		p.t.c.Logger.Warn("lost the connection to a peer", "peer", hex(p.id), "err", err)
+		p.t.c.Observer.Active(p.id, false)
+		p.t.h.PeerDown(p.id, false)
+	}
+	p.noticeDeathLocked()
+}
+
+// unconnected notes that dialling failed, and how.
+func (p *peer) unconnected(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused = errors.Is(err, syscall.ECONNREFUSED)
+	if text := err.Error(); text != p.lastWarn && p.ctx.Err() == nil {
+		p.lastWarn = text
+		p.t.c.Logger.Warn("cannot reach a peer", "peer", hex(p.id), "addresses", p.addrs, "err", err)
+	}
+	p.noticeDeathLocked()
+}
+
+// noticeDeathLocked: a process whose connections are gone and whose addresses all refuse has ended. A host that is gone,
+// or a network that is cut, answers nothing instead.
+func (p *peer) noticeDeathLocked() {
+	if p.up == 0 && p.refused && !p.gone {
+		p.gone = true
+		p.t.h.PeerDown(p.id, true)
+	}
+}
+
+func hex(id uint64) string { return fmt.Sprintf("%x", id) }
+
+// stream is one direction of messages to one peer.
+type stream struct {
+	p    *peer
+	kind byte
+	wake chan struct{} // 1: something is queued
+
+	mu    sync.Mutex
+	up    bool
+	queue []*raftpb.Message // at most MaxQueuedMessages and MaxQueuedBytes
+	bytes int64
+	calls []call // at most MaxCalls, since their callers wait
+}
+
+type call struct {
+	id   uint64
+	kind byte
+	body []byte
+}
+
+func newStream(p *peer, kind byte) *stream {
+	return &stream{p: p, kind: kind, wake: make(chan struct{}, 1)}
+}
+
+func (s *stream) enqueue(m *raftpb.Message) bool {
+	size := messageBytes(m)
+	s.mu.Lock()
+	// One message always fits, however large.
+	ok := s.up && len(s.queue) < s.p.t.c.MaxQueuedMessages && (s.bytes == 0 || s.bytes+size <= s.p.t.c.MaxQueuedBytes)
+	if ok {
+		s.queue = append(s.queue, m)
+		s.bytes += size
+	}
+	s.mu.Unlock()
+	if ok {
+		s.nudge()
+	}
+	return ok
+}
+
+func (s *stream) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run keeps the stream connected until its peer is removed or the transport closed.
+func (s *stream) run() {
+	const first, last = 20 * time.Millisecond, 500 * time.Millisecond
+	backoff := first
+	for s.p.ctx.Err() == nil {
+		conn, version, err := s.p.t.connect(s.p.ctx, s.p, s.kind)
+		if err != nil {
+			s.p.unconnected(err)
+			if _, refused := errors.AsType[*RefusedError](err); refused {
+				backoff = last
+			}
+			if !sleep(s.p.ctx, backoff) {
+				return
+			}
+			backoff = min(2*backoff, last)
+			continue
+		}
+		backoff = first
+		s.attend(conn, version)
+	}
+}
+
+// connect dials the peer's addresses in turn and shakes hands. If nobody listens at any of them the error is
+// ECONNREFUSED; if any failed in another way, that is the error.
+func (t *Transport) connect(ctx context.Context, p *peer, kind byte) (net.Conn, string, error) {
+	p.mu.Lock()
+	addrs := p.addrs
+	p.mu.Unlock()
+	err := fmt.Errorf("member %x has no peer address", p.id)
+	for i, addr := range addrs {
+		conn, version, e := t.dial(ctx, addr, p.id, kind)
+		if e == nil {
+			return conn, version, nil
+		}
+		if i == 0 || !errors.Is(e, syscall.ECONNREFUSED) {
+			err = fmt.Errorf("%s: %w", addr, e)
+		}
+	}
+	return nil, "", err
+}
+
+func (t *Transport) dial(ctx context.Context, addr string, to uint64, kind byte) (net.Conn, string, error) {
+	dialCtx, cancel := context.WithTimeout(ctx, t.c.DialTimeout)
+	defer cancel()
+	conn, err := t.c.Dial(dialCtx, addr)
+	if err != nil {
+		return nil, "", err
+	}
+	if !t.adopt(conn) {
+		return nil, "", ErrClosed
+	}
+	// A handshake does not outlive its peer's removal.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	version, err := t.c.greet(conn, to, kind)
+	if err != nil {
+		t.release(conn)
+		return nil, "", err
+	}
+	return conn, version, nil
+}
+
+// attend writes to an established connection until it breaks.
+func (s *stream) attend(conn net.Conn, version string) {
+	ctx, cancel := context.WithCancelCause(s.p.ctx)
+	defer cancel(nil)
+	s.mu.Lock()
+	s.up = true
+	s.mu.Unlock()
+	s.p.connected(version)
+
+	// Whoever finds the connection broken, or ends the stream, frees the other from a blocked read or write.
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	readerDone := make(chan struct{})
+	go func() { // ends when conn is closed, below; attend waits for it
+		defer close(readerDone)
+		cancel(s.readAnswers(conn))
+	}()
+	err := s.write(ctx, conn)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	s.p.t.release(conn)
+	<-readerDone
+
+	s.mu.Lock()
+	s.up = false
+	lost := len(s.queue)
+	clear(s.queue)
+	s.queue, s.bytes, s.calls = s.queue[:0], 0, nil
+	s.mu.Unlock()
+	s.p.disconnected(err)
+	if s.kind == streamSmall {
+		s.p.failCalls(fmt.Errorf("%w: %w", ErrUnreachable, err))
+	}
+	if lost > 0 {
+		s.p.lost(lost)
+	}
+}
+
+// maxBatch is about how much goes into one frame: a frame is checked, and so held up, as a whole.
+const maxBatch = 1 << 20
+
+// write sends what is queued until ctx ends or the connection breaks.
+func (s *stream) write(ctx context.Context, conn net.Conn) error {
+	ping := time.NewTicker(s.p.t.c.Keepalive)
+	defer ping.Stop()
+	var out buffer
+	var spare []*raftpb.Message
+	var deadline time.Time
+	send := func() error {
+		if now := time.Now(); deadline.Sub(now) < s.p.t.c.StallTimeout/2 {
+			deadline = now.Add(s.p.t.c.StallTimeout)
+			if err := conn.SetWriteDeadline(deadline); err != nil {
+				return err
+			}
+		}
+		n := out.len()
+		err := out.writeTo(conn)
+		out.reset()
+		s.p.t.c.Observer.Sent(s.p.id, n)
+		return err
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-ping.C:
+			start := out.begin(framePing)
+			out.arena = binary.LittleEndian.AppendUint64(out.arena, uint64(now.UnixNano()))
+			out.end(start)
+			if err := send(); err != nil {
+				return err
+			}
+		case <-s.wake:
+			s.mu.Lock()
+			ms, calls := s.queue, s.calls
+			s.queue, s.bytes, s.calls = spare, 0, nil
+			s.mu.Unlock()
+			for _, c := range calls {
+				start := out.begin(frameCall)
+				out.arena = binary.LittleEndian.AppendUint64(out.arena, c.id)
+				out.byte(c.kind)
+				out.arena = append(out.arena, c.body...)
+				out.end(start)
+			}
+			for i := 0; i < len(ms); {
+				start := out.begin(frameMessages)
+				for from := out.len(); i < len(ms) && (out.len() == from || out.len()-from < maxBatch); i++ {
+					appendMessage(&out, ms[i], s.p.t.c.ID)
+				}
+				out.end(start)
+				if err := send(); err != nil {
+					return err
+				}
+			}
+			if out.len() > 0 {
+				if err := send(); err != nil {
+					return err
+				}
+			}
+			clear(ms)
+			spare = ms[:0]
+		}
+	}
+}
+
+// readAnswers reads what the acceptor writes back: pongs and answers to calls.
+func (s *stream) readAnswers(conn net.Conn) error {
+	r := bufio.NewReader(conn)
+	for {
+		if err := conn.SetReadDeadline(time.Now().Add(5 * s.p.t.c.Keepalive)); err != nil {
+			return err
+		}
+		kind, payload, err := readFrame(r, s.p.t.c.MaxFrameBytes)
+		if err == io.EOF {
+			err = errors.New("the peer closed the connection")
+		}
+		if err != nil {
+			return err
+		}
+		s.p.t.c.Observer.Received(s.p.id, frameHeader+len(payload))
+		switch {
+		case kind == framePong && len(payload) == 8:
+			s.p.t.c.Observer.RoundTrip(s.p.id, time.Since(time.Unix(0, int64(binary.LittleEndian.Uint64(payload)))))
+		case kind == frameAnswer && len(payload) >= 9:
+			s.p.answered(binary.LittleEndian.Uint64(payload), payload[8], payload[9:])
+		default:
+			return fmt.Errorf("%w: a frame of kind %d and %d bytes as an answer", ErrMalformed, kind, len(payload))
+		}
+	}
+}

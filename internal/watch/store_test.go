@@ -1,0 +1,142 @@
+package watch
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// fakeStore is a store as a child would write it: all events, ever, and two numbers.
+type fakeStore struct {
+	mu            sync.Mutex
+	rev, compact  int64
+	events        []kv.Event
+	heads         map[string]kv.KeyValue
+	slow          func() // called between the events of a read
+	reads         int    // calls of Events
+	compactedRead bool   // reads that a compaction passes fail
+}
+
+func newFakeStore() *fakeStore {
+	return &fakeStore{rev: 1, compact: -1, heads: map[string]kv.KeyValue{}, slow: func() {}}
+}
+
+func (s *fakeStore) Revision() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rev
+}
+
+func (s *fakeStore) CompactRevision() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.compact
+}
+
+// txn makes one revision of the given changes: key=value puts, a key alone deletes. It returns the events.
+func (s *fakeStore) txn(changes ...[2]string) []kv.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var events []kv.Event
+	for i, c := range changes {
+		rev := kv.Revision{Main: s.rev + 1, Sub: int64(i)}
+		before, existed := s.heads[c[0]]
+		e := kv.Event{Type: kv.Put, Revision: rev, KV: kv.KeyValue{Key: []byte(c[0]), ModRevision: rev.Main}}
+		if existed {
+			e.Superseded = s.find(c[0], before.ModRevision)
+		}
+		if c[1] == "" {
+			if !existed {
+				continue
+			}
+			e.Type = kv.Delete
+			delete(s.heads, c[0])
+		} else {
+			e.KV.Value = []byte(c[1])
+			e.KV.Version, e.KV.CreateRevision = before.Version+1, cmp.Or(before.CreateRevision, rev.Main)
+			s.heads[c[0]] = e.KV
+		}
+		events = append(events, e)
+	}
+	if len(events) > 0 {
+		s.rev++
+		s.events = append(s.events, events...)
+	}
+	return events
+}
+
+func (s *fakeStore) find(key string, mod int64) kv.Revision {
+	for i := len(s.events) - 1; i >= 0; i-- {
+		if e := s.events[i]; e.Revision.Main == mod && string(e.KV.Key) == key {
+			return e.Revision
+		}
+	}
+	return kv.Revision{}
+}
+
+func (s *fakeStore) compactTo(rev int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.compact = max(s.compact, rev)
+}
+
+// between returns the events of the revisions from to to, all of them, compacted or not.
+func (s *fakeStore) between(from, to int64) []kv.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	begin, _ := slices.BinarySearchFunc(s.events, from, func(e kv.Event, rev int64) int { return cmp.Compare(e.Revision.Main, rev) })
+	end, _ := slices.BinarySearchFunc(s.events, to+1, func(e kv.Event, rev int64) int { return cmp.Compare(e.Revision.Main, rev) })
+	return slices.Clone(s.events[begin:max(begin, end)])
+}
+
+func (s *fakeStore) Events(ctx context.Context, from, to int64, visit func(kv.Event) error) error {
+	s.mu.Lock()
+	s.reads++
+	slow := s.slow
+	s.mu.Unlock()
+	events := s.between(from, to)
+	for i, e := range events {
+		if i%4 == 0 {
+			slow()
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if s.CompactRevision() > from && (i == 0 || s.compactedRead) {
+			return kv.ErrCompacted
+		}
+		if err := visit(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *fakeStore) Version(key []byte, rev kv.Revision) (kv.KeyValue, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, e := range s.events {
+		if e.Revision != rev {
+			continue
+		}
+		for _, later := range s.events[i+1:] {
+			if later.Superseded == rev && later.Revision.Main <= s.compact {
+				return kv.KeyValue{}, false, nil // swept
+			}
+		}
+		return e.KV, true, nil
+	}
+	return kv.KeyValue{}, false, nil
+}
+
+// nap waits a random time, mostly none.
+func nap(r *rand.Rand, most time.Duration) {
+	if r.IntN(3) == 0 {
+		time.Sleep(time.Duration(r.Int64N(int64(most))))
+	}
+}

@@ -1,0 +1,16 @@
+// Package e2e tests Trivet as its users meet it: the built binary, real processes, real sockets and files, etcd's own Go
+// client and command line. It owns the harness that starts members, kills them (SIGKILL), pauses them (SIGSTOP), stops
+// them (SIGTERM) and starts them again on the same data. It never reaches into a member: what a test knows, it knows
+// through the client port, the exit status and what the process printed. Faults finer than a process, and those of the
+// network and the disk, belong to internal/sim.
+//
+// The binary is built once per run. With TRIVET_E2E_BINARY set, that file is used instead; it must understand
+// `server` and etcd's flags, so the tests that are about etcd's behaviour can be held against etcd itself.
+//
+// Invariants attacked here:
+//   - an acknowledged write is found after any number of kills of any number of members (TestLoadAndKill);
+//   - a revision is given once, and never taken back (TestLoadAndKill);
+//   - a watcher that resumes sees every revision once, in order (TestLoadAndKill, TestLaggingMember);
+//   - a member that was away ends with the same data as the others (TestLaggingMember);
+//   - bad input touches nothing on disk (TestBadInput).
+package e2e

@@ -1,0 +1,101 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// auditor watches every key and checks what a watcher may rely on: each revision comes once, none is left out, none
+// comes after a later one, and the version of each key grows by one from its creation.
+type auditor struct {
+	name   string
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu       sync.Mutex
+	next     int64 // the revision that must come next; the one before may go on, as part of the same transaction
+	first    int64
+	versions map[string]int64
+	fault    string
+}
+
+// audit starts a watch of everything from the revision on.
+func audit(t testing.TB, name string, client *clientv3.Client, from int64) *auditor {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &auditor{name: name, cancel: cancel, done: make(chan struct{}), next: from, first: from, versions: map[string]int64{}}
+	go func() {
+		defer close(a.done)
+		for answer := range client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(from)) {
+			a.take(answer)
+		}
+	}()
+	t.Cleanup(a.stop)
+	return a
+}
+
+func (a *auditor) stop() {
+	a.cancel()
+	<-a.done
+}
+
+func (a *auditor) take(answer clientv3.WatchResponse) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := answer.Err(); err != nil {
+		a.fail("cancelled at revision %d: %v", a.next, err)
+		return
+	}
+	for i, event := range answer.Events {
+		revision := event.Kv.ModRevision
+		switch {
+		case revision == a.next:
+			a.next++
+		case i > 0 && revision == a.next-1: // one more change of the same transaction
+		case revision < a.next:
+			a.fail("event of revision %d of %q repeated or late: revision %d was seen", revision, event.Kv.Key, a.next-1)
+		default:
+			a.fail("revision %d of %q came when %d was next: a gap", revision, event.Kv.Key, a.next)
+			a.next = revision + 1
+		}
+		key := string(event.Kv.Key)
+		if event.Type == clientv3.EventTypeDelete {
+			delete(a.versions, key)
+			continue
+		}
+		if event.Kv.CreateRevision >= a.first && event.Kv.Version != a.versions[key]+1 {
+			a.fail("version %d of %q at revision %d came after version %d", event.Kv.Version, key, revision, a.versions[key])
+		}
+		a.versions[key] = event.Kv.Version
+	}
+}
+
+func (a *auditor) fail(format string, args ...any) {
+	if a.fault == "" { // the first says most
+		a.fault = fmt.Sprintf(format, args...)
+	}
+}
+
+// reach waits until the auditor has seen everything up to the revision, and fails the test if anything was wrong.
+func (a *auditor) reach(t testing.TB, revision int64, within time.Duration) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		a.mu.Lock()
+		next, fault := a.next, a.fault
+		a.mu.Unlock()
+		switch {
+		case fault != "":
+			t.Fatalf("watcher of %s: %s", a.name, fault)
+		case next > revision:
+			return
+		case time.Now().After(deadline):
+			t.Fatalf("watcher of %s has seen revisions up to %d only, %d exists, after %v", a.name, next-1, revision, within)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
