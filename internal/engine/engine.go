@@ -13,10 +13,11 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Defaults of Options, chosen so that a member fits a machine of 2 GiB: at most maxMemTables memtables and the cache.
+// Defaults of Options: at most maxMemTables memtables and the cache, 80 MiB in all. Blocks that leave the cache are still in the
+// page cache of the operating system, compressed.
 const (
-	DefaultMemTableBytes = 32 << 20
-	DefaultCacheBytes    = 64 << 20
+	DefaultMemTableBytes = 16 << 20
+	DefaultCacheBytes    = 32 << 20
 	maxMemTables         = 3
 )
 
