@@ -98,10 +98,10 @@ func (w *world) elect(i int, late time.Duration) {
 }
 
 // lead is Confirm.
-func (m *fakeMember) lead(ctx context.Context) error {
+func (m *fakeMember) lead(ctx context.Context, term uint64) error {
 	m.sleep(ctx, m.w.rand(m.confirm))
 	m.w.mu.Lock()
-	leads := m.w.leader == m.id
+	leads := m.w.leader == m.id && m.w.term == term
 	m.w.mu.Unlock()
 	m.sleep(ctx, m.w.rand(m.confirm))
 	if !leads {

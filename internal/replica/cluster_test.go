@@ -196,8 +196,11 @@ func (m *toy) Install(_ context.Context, s Snapshot) error {
 	if got.Applied != s.Applied || !bytes.Equal(got.ConfState, s.ConfState) {
 		return fmt.Errorf("the files are at %+v, the snapshot at %+v", got.Applied, s.Applied)
 	}
-	if m.installing != nil {
-		<-m.installing
+	m.mu.Lock()
+	installing := m.installing
+	m.mu.Unlock()
+	if installing != nil {
+		<-installing
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
