@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,7 @@ import (
 type lone struct {
 	t       *testing.T
 	fs      *vfs.MemFS
+	log     raftLog
 	r       *Replica
 	machine *toy
 
@@ -85,7 +87,7 @@ func startLone(t *testing.T) *lone {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lone{t: t, fs: fs, machine: machine}
+	l := &lone{t: t, fs: fs, log: log, machine: machine}
 	machine.onFlush = func(uint64) {}
 	l.r, err = Start(Config{ID: 1, Origin: 0xabc, Log: watchedLog{log, l}, Machine: machine, Transport: l,
 		Applied: machine.state.Applied, ConfState: machine.state.ConfState})
@@ -317,6 +319,64 @@ func TestSnapshotDuringInstall(t *testing.T) {
 		}
 		if first.Load() != 1 || second.Load() != 1 {
 			t.Errorf("discarded %d and %d times", first.Load(), second.Load())
+		}
+	})
+}
+
+// TestHeldDuringInstall: what must be durable while a checkpoint is being installed is written behind the log's reset, and
+// told behind it: the reset carries the hard state of the moment at which the checkpoint came, so a vote that was written
+// before it would be forgotten, and could be given twice.
+func TestHeldDuringInstall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.machine.installing = make(chan struct{})
+		l.heartbeat(2, 2, 0)
+		l.snapshot(2, 2, Position{50, 2}, "a")
+		l.appendEntries(2, 2, Position{50, 2}, &raftpb.Entry{Term: new(uint64(2))})
+		time.Sleep(5 * time.Second) // the leader is silent
+		l.take(raftpb.MsgVoteResp)
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgVote.Enum(), From: new(uint64(3)), To: new(uint64(1)), Term: new(uint64(9)),
+			Index: new(uint64(99)), LogTerm: new(uint64(8))})
+		if ms := l.take(raftpb.MsgVoteResp); len(ms) != 0 {
+			t.Errorf("answered %v before it could be written", ms)
+		}
+		l.mu.Lock()
+		for _, w := range l.writes {
+			if w.HardState.GetTerm() > 2 || len(w.Entries) > 0 {
+				t.Errorf("written before the log's reset: %+v", w)
+			}
+		}
+		l.mu.Unlock()
+		close(l.machine.installing)
+		if m := l.one(raftpb.MsgVoteResp); m.GetReject() || m.GetTerm() != 9 {
+			t.Errorf("answered %v", m)
+		}
+		hs, err := reconcile(l.log, Position{50, 2}, slog.New(slog.DiscardHandler))
+		if last, _ := l.log.LastIndex(); err != nil || hs.GetTerm() != 9 || hs.GetVote() != 3 || last != 51 {
+			t.Errorf("the log ends at %d and holds %v, %v", last, hs, err)
+		}
+	})
+}
+
+// TestSnapshotEndsBatches: a checkpoint takes the place of entries among which a forwarded command may have been. It is
+// not proposed again, whatever is committed later.
+func TestSnapshotEndsBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 2, 0)
+		if err := l.r.Propose(t.Context(), []byte("a")); err != nil {
+			t.Fatal(err)
+		}
+		l.one(raftpb.MsgProp)
+		l.snapshot(2, 2, Position{50, 2}, "a")
+		if n := l.r.Pending(); n != 0 {
+			t.Errorf("%d commands are still counted", n)
+		}
+		l.heartbeat(3, 3, 50)
+		l.appendEntries(3, 3, Position{50, 2}, &raftpb.Entry{Term: new(uint64(3))})
+		time.Sleep(5 * time.Second)
+		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
+			t.Errorf("proposed again: %v", ms)
 		}
 	})
 }
