@@ -196,6 +196,32 @@ func TestRegrantedID(t *testing.T) {
 	})
 }
 
+// TestCheckpointOfRegrantedID: while a checkpoint is on its way, its lease is revoked and another is granted under the same
+// id. The next leader gives that one its whole time.
+func TestCheckpointOfRegrantedID(t *testing.T) {
+	inWorld(t, 2, Options{Checkpoint: 5 * time.Second}, func(t *testing.T, w *world) {
+		must(t, w.grant(1, 20))
+		m := w.members[0]
+		w.hold(m)
+		time.Sleep(6 * time.Second) // the checkpoint has been proposed
+		for _, c := range []*command.Command{
+			{LeaseRevoke: &command.LeaseRevoke{ID: 1}}, {LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 1000}},
+		} {
+			must(t, w.apply(c).Err)
+		}
+		close(m.gate)
+		time.Sleep(time.Second)
+		if l, _ := w.Lookup(1); l.Remaining != 0 {
+			t.Errorf("the second lease was left with %d s, the first's", l.Remaining)
+		}
+		w.elect(1, 0)
+		time.Sleep(100 * time.Second) // the world notices what is revoked too early
+		if _, ok := w.Lookup(1); !ok {
+			t.Error("the lease is gone")
+		}
+	})
+}
+
 // TestNotStuck (E#10686): a lease whose revocation fails again and again goes in the end.
 func TestNotStuck(t *testing.T) {
 	inWorld(t, 1, Options{}, func(t *testing.T, w *world) {

@@ -208,7 +208,7 @@ func (w *world) apply(c *command.Command) command.Result {
 			return command.Result{Err: kv.ErrLeaderChanged}
 		}
 		for _, change := range p.Leases {
-			if l, ok := w.leases[change.ID]; ok {
+			if l, ok := w.leases[change.ID]; ok && (change.Granted == 0 || change.Granted == l.Granted || w.noFence) {
 				l.Remaining = change.Remaining
 				w.leases[l.ID] = l
 				w.tell(func(j *Jobs) { j.Changed(l) })
