@@ -201,6 +201,44 @@ func TestReadRounds(t *testing.T) {
 	})
 }
 
+// TestManyQuestions: a read whose question and a hundred more after it were lost is served by the answer to the last one.
+// What is remembered of the questions is bounded meanwhile.
+func TestManyQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 2, 0)
+		served := make(chan string, 3)
+		for i, name := range []string{"first", "second", "third"} {
+			go func() {
+				index, err := l.r.ReadIndex(t.Context())
+				served <- fmt.Sprint(name, " ", index, " ", err)
+			}()
+			for range 50 * i * readRetryTicks { // the leader lives, and its answers get lost
+				time.Sleep(100 * time.Millisecond)
+				l.heartbeat(2, 2, 0)
+			}
+		}
+		questions := l.take(raftpb.MsgReadIndex)
+		if len(questions) < 2*maxIssued {
+			t.Fatalf("%d questions were asked", len(questions))
+		}
+		if err := l.r.onLoop(t.Context(), func(lo *loop) {
+			if n := len(lo.reads.issued); n > maxIssued {
+				t.Errorf("%d questions are remembered", n)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		last := questions[len(questions)-1]
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgReadIndexResp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(2)),
+			Index: new(uint64(7)), Entries: last.Entries})
+		synctest.Wait()
+		if len(served) != 3 {
+			t.Errorf("%d of 3 reads were served", len(served))
+		}
+	})
+}
+
 // TestLostIsProposedAgain: a forwarded command is sent again when its leader is certain not to have got it into the log,
 // and only then.
 func TestLostIsProposedAgain(t *testing.T) {
