@@ -201,7 +201,8 @@ func (a *applier) revoke(v *command.LeaseRevoke, r *command.Result) error {
 	return nil
 }
 
-// checkpoint records the remaining times of the leases that still are; those that went meanwhile are passed over.
+// checkpoint records the remaining times of the leases that still are; those that went meanwhile, or went and were granted
+// anew, are passed over.
 func (a *applier) checkpoint(c *command.LeaseCheckpoint, r *command.Result) error {
 	r.Revision = a.writer.Revision()
 	if c.Term != 0 && c.Term != a.entry.Term {
@@ -209,6 +210,9 @@ func (a *applier) checkpoint(c *command.LeaseCheckpoint, r *command.Result) erro
 		return nil
 	}
 	for _, l := range c.Leases {
+		if now, ok := a.Leases.Get(l.ID); ok && l.Granted != 0 && l.Granted != now.Granted {
+			continue // the time of a lease that is gone is not that of a later one
+		}
 		refused, err := refusal(a.Leases.Checkpoint(a.batch, l.ID, l.Remaining))
 		if err != nil {
 			return err

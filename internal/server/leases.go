@@ -146,17 +146,20 @@ func (m *Member) leasesChanged(changes []fsm.LeaseChange) {
 	}
 }
 
-// leads returns nil if this member led, in one term, through a round that began after the call, and has applied what was
+// leads returns nil if this member led in the term through a round that began after the call, and has applied what was
 // committed by then.
-func (m *Member) leads(ctx context.Context) error {
-	before := m.replica.Status()
-	if before.Leader != m.identity.MemberID {
+func (m *Member) leads(ctx context.Context, term uint64) error {
+	still := func() bool {
+		s := m.replica.Status()
+		return s.Leader == m.identity.MemberID && s.Term == term
+	}
+	if !still() {
 		return kv.ErrNotLeader
 	}
 	if err := m.replica.ReadBarrier(ctx); err != nil {
 		return err
 	}
-	if after := m.replica.Status(); after.Leader != m.identity.MemberID || after.Term != before.Term {
+	if !still() {
 		return kv.ErrNotLeader
 	}
 	return nil
