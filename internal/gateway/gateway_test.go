@@ -265,6 +265,34 @@ func TestWatchOverJSON(t *testing.T) {
 	}
 }
 
+// A stream whose body does not decode ends with its client, although the body has not ended.
+func TestStreamEndsWithItsClient(t *testing.T) {
+	m := start(t, nil)
+	for _, body := range []string{"garbage", `{"create_request":{"key":7}}`, `{"create_request":{"key":"YQ=="}}`, `{"create_request":{"key":"YQ=="}}garbage`} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(m.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(c, "POST /v3/watch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(body), body); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, func() bool { return m.Hub().Stats().Streams == 1 })
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, func() bool { return m.Hub().Stats().Streams == 0 })
+	}
+}
+
+func wait(t *testing.T, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not come")
+		}
+	}
+}
+
 // An answer over 4 MiB arrives whole (E#14997).
 func TestLongAnswerOverJSON(t *testing.T) {
 	m := start(t, nil)
