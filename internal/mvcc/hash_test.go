@@ -124,7 +124,7 @@ func (h *hashScript) run(words []string) {
 	case "compact":
 		h.write(func(w *Writer) { h.check(w.Compact(h.number(words[1]))) })
 		for h.sweep {
-			done, err := h.s.CompactStep(context.Background(), 3)
+			_, done, err := h.s.CompactStep(context.Background(), 3)
 			h.check(err)
 			if done {
 				break

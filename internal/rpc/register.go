@@ -145,11 +145,9 @@ func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHa
 		call.Started.Inc()
 		out, err := f(ctx, func(learnerMay bool) error {
 			call.Received.Inc()
+			call.Sent.Inc() // as etcd counts: an error is an answer too
 			return s.Admit(Unary, callerOf(ctx), learnerMay)
 		}, decode)
-		if err == nil {
-			call.Sent.Inc()
-		}
 		call.Handled(status.Code(err), time.Since(begin))
 		return out, err
 	}

@@ -52,6 +52,9 @@ func (m *Member) ReadBarrier(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
 	defer cancel()
 	if err := m.replica.ReadBarrier(ctx); err != nil {
+		if f := m.options.Observer.ReadFailed; f != nil && errors.Is(context.Cause(ctx), kv.ErrTimeout) {
+			f()
+		}
 		return m.why(ctx, start, err)
 	}
 	return nil

@@ -112,7 +112,7 @@ func (b *Backend) Propose(ctx context.Context, c *command.Command) (command.Resu
 			defer b.compacting.Done()
 			defer close(done)
 			for {
-				if ended, err := b.state.Store.CompactStep(context.Background(), 100); ended || err != nil {
+				if _, ended, err := b.state.Store.CompactStep(context.Background(), 100); ended || err != nil {
 					return
 				}
 			}
