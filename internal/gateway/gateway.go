@@ -161,7 +161,9 @@ func (s *Server) json() (http.Handler, error) {
 		return nil, fmt.Errorf("gateway: connect to the services: %w", err)
 	}
 	s.conn = conn
-	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{
+	// Grpc-Metadata-* headers reach the services, as in etcd: hasleader and token travel so. The services trust no metadata
+	// to be the gateway's.
+	mux := runtime.NewServeMux(runtime.WithLegacyHeaderMatching(), runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{
 		Marshaler: drainer{&runtime.JSONPb{
 			MarshalOptions:   protojson.MarshalOptions{UseProtoNames: true},
 			UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},

@@ -390,3 +390,42 @@ func FuzzJSON(f *testing.F) {
 		}
 	})
 }
+
+// A page that waits for the cluster in vain says what a client's read would.
+func TestHealthPagesWithoutMajority(t *testing.T) {
+	m := start(t, func(o *gateway.Options) { o.CheckTimeout = 10 * time.Millisecond })
+	m.Hold.Store(true)
+	for path, want := range map[string]string{
+		"/readyz/linearizable_read": "[-]linearizable_read failed: etcdserver: request timed out\n\n",
+		"/health":                   `{"health":"false","reason":"RANGE ERROR:etcdserver: request timed out"}` + "\n",
+	} {
+		if code, body := get(t, m.url+path); code != 503 || body != want {
+			t.Errorf("%s: %d %q", path, code, body)
+		}
+	}
+}
+
+// Who requires a leader says so in JSON by a header, and is answered at once.
+func TestRequireLeaderOverJSON(t *testing.T) {
+	m := start(t, nil)
+	m.LeaderID.Store(0)
+	for _, path := range []string{"/v3/kv/range", "/v3/maintenance/status", "/v3/lease/keepalive"} {
+		req, err := http.NewRequest(http.MethodPost, m.url+path, strings.NewReader(`{"key":"YQ==","serializable":true}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Grpc-Metadata-Hasleader", "true")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 503 || !bytes.Contains(body, []byte("etcdserver: no leader")) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
+}
