@@ -156,6 +156,9 @@ func (e *Engine) tellFlushes(onFlush func(uint64)) {
 	}
 }
 
+// InUse is how many iterators, batches and calls are under way.
+func (e *Engine) InUse() int { return int(e.gate.inside.Load()) }
+
 // Dir returns the directory the store lives in.
 func (e *Engine) Dir() string { return e.dir }
 

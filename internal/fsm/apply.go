@@ -27,12 +27,15 @@ type Outcome struct {
 	Compacted int64
 	// Ran is what was run, command by command.
 	Ran []Ran
+	// Deletes is how often keys were deleted: once for each delete, however many keys it found, and for each key of a lease
+	// that ended.
+	Deletes int
 }
 
 // Ran is one command that was run.
 type Ran struct {
 	Name    string // command.Name
-	Refused bool
+	Refused error  // nil: it was done
 }
 
 // Answer is the result of one command that somebody here waits for.
@@ -127,7 +130,7 @@ func (a *applier) apply(origin uint64, encoded []byte) error {
 	if err := a.run(c, &r, wanted); err != nil {
 		return fmt.Errorf("%s: %w", c.Name(), err)
 	}
-	a.outcome.Ran = append(a.outcome.Ran, Ran{Name: c.Name(), Refused: r.Err != nil})
+	a.outcome.Ran = append(a.outcome.Ran, Ran{Name: c.Name(), Refused: r.Err})
 	if wanted {
 		a.outcome.Results = append(a.outcome.Results, Answer{ID: c.ID, Result: r})
 	}
@@ -187,6 +190,7 @@ func (a *applier) revoke(v *command.LeaseRevoke, r *command.Result) error {
 	if err != nil {
 		return err
 	}
+	a.outcome.Deletes += len(keys)
 	txn := a.writer.Begin()
 	for _, key := range keys {
 		if _, err := txn.Delete(kv.Range{Key: key}, false, nil); err != nil {

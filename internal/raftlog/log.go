@@ -27,6 +27,8 @@ type Options struct {
 
 	Logger *slog.Logger        // nil discards
 	OnSync func(time.Duration) // called by the writer with the time that each commit's fdatasync took; may be nil
+	// OnWrite is called by the writer with the size of each write to a segment and the time that it took; may be nil.
+	OnWrite func(bytes int, took time.Duration)
 }
 
 const (
@@ -56,6 +58,9 @@ func (o *Options) validate() error {
 	}
 	if o.OnSync == nil {
 		o.OnSync = func(time.Duration) {}
+	}
+	if o.OnWrite == nil {
+		o.OnWrite = func(int, time.Duration) {}
 	}
 	return nil
 }

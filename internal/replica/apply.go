@@ -169,6 +169,7 @@ func (r *Replica) install(i applyItem) error {
 		return err
 	}
 	start := time.Now()
+	r.c.Observer.Installing()
 	if err := r.c.Machine.Install(r.ctx, Snapshot{Dir: i.staged.dir, Applied: p, ConfState: confState}); err != nil {
 		return fmt.Errorf("install the snapshot at entry %d: %w", p.Index, err)
 	}

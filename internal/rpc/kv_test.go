@@ -253,6 +253,9 @@ func TestCallsThatComeLater(t *testing.T) {
 	if err := conn.Invoke(within(t), "/no.Such/Call", &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != "unknown service no.Such" {
 		t.Error(err)
 	}
+	if err := conn.Invoke(within(t), "/etcdserverpb.KV/Nope", &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != "unknown method Nope for service etcdserverpb.KV" {
+		t.Error(err)
+	}
 	if r, err := healthpb.NewHealthClient(conn).Check(within(t), &healthpb.HealthCheckRequest{}); err != nil || r.Status != healthpb.HealthCheckResponse_SERVING {
 		t.Errorf("%v, %v", r, err)
 	}

@@ -36,12 +36,13 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.MaxConcurrentStreams == 0 {
 		o.MaxConcurrentStreams = math.MaxUint32
 	}
+	var known map[string]grpc.ServiceInfo // set before the server serves
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(Codec{Metrics: s.m}),
 		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
-		grpc.UnknownServiceHandler(unknownService),
+		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(known, stream) }),
 	}
 	if o.KeepaliveMinTime > 0 {
 		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime}))
@@ -55,6 +56,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	healthpb.RegisterHealthServer(gs, h)
 	reflection.Register(gs)
+	known = gs.GetServiceInfo()
 	return gs
 }
 
@@ -145,11 +147,9 @@ func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHa
 		call.Started.Inc()
 		out, err := f(ctx, func(learnerMay bool) error {
 			call.Received.Inc()
+			call.Sent.Inc() // as etcd counts: an error is an answer too
 			return s.Admit(Unary, callerOf(ctx), learnerMay)
 		}, decode)
-		if err == nil {
-			call.Sent.Inc()
-		}
 		call.Handled(status.Code(err), time.Since(begin))
 		return out, err
 	}
@@ -258,14 +258,17 @@ func missingStream(service, method string) streamMethod {
 	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
 }
 
-// unknownService answers calls of services that are not registered: those of etcd's that come later say so, the rest
-// get grpc-go's own text.
-func unknownService(_ any, stream grpc.ServerStream) error {
+// unknown answers calls of services and methods that are not registered: those of etcd's that come later say so, the rest
+// get grpc-go's own texts.
+func unknown(known map[string]grpc.ServiceInfo, stream grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(stream)
 	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
 	switch service {
 	case "v3lockpb.Lock", "v3electionpb.Election":
 		return unimplemented(service[strings.LastIndexByte(service, '.')+1:] + "." + method)
+	}
+	if _, ok := known[service]; ok {
+		return status.Errorf(codes.Unimplemented, "unknown method %v for service %v", method, service)
 	}
 	return status.Errorf(codes.Unimplemented, "unknown service %v", service)
 }

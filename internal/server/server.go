@@ -170,7 +170,7 @@ func (m *Member) stopListeners() error {
 func (m *Member) openLog() error {
 	log, err := raftlog.Open(raftlog.Options{
 		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes,
-		Logger: m.logger, OnSync: m.options.Observer.LogSync,
+		Logger: m.logger, OnSync: m.options.Observer.LogSync, OnWrite: m.options.Observer.LogWrite,
 	})
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
