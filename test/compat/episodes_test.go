@@ -2,7 +2,10 @@ package compat
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -34,6 +37,13 @@ func TestRandom(t *testing.T) {
 			script := systems.done
 			t.Errorf("seed %d, episode %d, after %d calls: %v", seed, episode, calls+systems.calls, err)
 			shortened, err := shorten(t, script, err)
+			if len(shortened) > 40 {
+				whole := filepath.Join(os.TempDir(), fmt.Sprintf("compat-%d-%d.txt", seed, episode))
+				if err := os.WriteFile(whole, []byte(formatScript(shortened)), 0o644); err != nil {
+					t.Error(err)
+				}
+				t.Fatalf("the script of %d lines is in %s\n%v", len(shortened), whole, err)
+			}
 			t.Fatalf("the shortest script that differs:\n\n%s\n%v", formatScript(shortened), err)
 		}
 	}

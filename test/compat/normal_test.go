@@ -68,9 +68,7 @@ func (n *names) answer(member int, req, m proto.Message) error {
 			m.Set(f, protoreflect.ValueOfInt64(n.leases[v.Int()]))
 		}
 	})
-	if h, ok := m.(interface{ GetHeader() *pb.ResponseHeader }); ok && h.GetHeader() != nil {
-		n.header(member, h.GetHeader(), wrong)
-	}
+	headers(m.ProtoReflect(), func(h *pb.ResponseHeader) { n.header(member, h, wrong) })
 	switch m := m.(type) {
 	case *pb.LeaseTimeToLiveResponse:
 		if m.TTL > m.GrantedTTL || m.TTL < -1 {
@@ -86,7 +84,6 @@ func (n *names) answer(member int, req, m proto.Message) error {
 		n.status(m, wrong)
 	case *pb.MemberListResponse:
 		n.memberList(m)
-	case *pb.HashKVResponse:
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("%v", errs)
@@ -173,6 +170,26 @@ func visit(m protoreflect.Message, f func(protoreflect.Message, protoreflect.Fie
 			visit(v.Message(), f)
 		default:
 			f(m, d, v)
+		}
+		return true
+	})
+}
+
+// headers calls f for every header in a message; those inside of a transaction's answer are mostly without names.
+func headers(m protoreflect.Message, f func(*pb.ResponseHeader)) {
+	if h, ok := m.Interface().(*pb.ResponseHeader); ok {
+		f(h)
+		return
+	}
+	m.Range(func(d protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case d.IsMap() || d.Message() == nil:
+		case d.IsList():
+			for i := range v.List().Len() {
+				headers(v.List().Get(i).Message(), f)
+			}
+		default:
+			headers(v.Message(), f)
 		}
 		return true
 	})

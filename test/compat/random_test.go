@@ -1,6 +1,7 @@
 package compat
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 
@@ -131,7 +132,7 @@ func (d *driver) newPut() *pb.PutRequest {
 			r.Value[i] = byte('a' + d.IntN(3))
 		}
 		if d.oneIn(40) {
-			r.Value = make([]byte, d.IntN(3000))
+			r.Value = bytes.Repeat([]byte("x"), d.IntN(200))
 		}
 	}
 	if d.oneIn(5) && (!r.IgnoreLease || d.oneIn(9)) {

@@ -106,9 +106,16 @@ func (t *target) reset() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	kvc, leases := pb.NewKVClient(t.conns[0]), pb.NewLeaseClient(t.conns[0])
-	deleted, err := kvc.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}})
-	if err != nil {
+	if _, err := kvc.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}); err != nil {
 		return fmt.Errorf("%s: delete everything: %w", t.name, err)
+	}
+	if _, err := kvc.Put(ctx, &pb.PutRequest{Key: []byte("first")}); err != nil {
+		return fmt.Errorf("%s: put: %w", t.name, err)
+	}
+	// Whatever was there, what a script calls revision 1 holds this one event.
+	deleted, err := kvc.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("first")})
+	if err != nil {
+		return fmt.Errorf("%s: delete: %w", t.name, err)
 	}
 	if t.behind = true; t.catchUp(ctx) != nil {
 		return fmt.Errorf("%s: the members do not catch up", t.name)
@@ -123,7 +130,7 @@ func (t *target) reset() error {
 		}
 	}
 	base := deleted.Header.Revision
-	if _, err := kvc.Compact(ctx, &pb.CompactionRequest{Revision: base, Physical: true}); err != nil && base != t.base {
+	if _, err := kvc.Compact(ctx, &pb.CompactionRequest{Revision: base, Physical: true}); err != nil {
 		return fmt.Errorf("%s: compact at %d: %w", t.name, base, err)
 	}
 	t.compacted = base
@@ -137,7 +144,7 @@ func (t *target) reset() error {
 		return err
 	}
 	t.witness.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: base + 1, PrevKv: true,
+		Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: base, PrevKv: true,
 	}}})
 	return t.witness.answered()
 }
