@@ -58,6 +58,9 @@ type hasher struct {
 
 func (h *hasher) run(ctx context.Context) error {
 	h.sum.Write([]byte("key")) // the name of etcd's bucket
+	if h.rev < 0 {
+		return nil // etcd refuses no negative revision, and finds nothing up to there
+	}
 	// etcd marks what a compaction at rev would keep, and leaves out of the old versions what is not marked; but if
 	// nothing is marked, it leaves out nothing, and what the last compaction kept counts.
 	alive, err := h.anythingAlive()
@@ -67,7 +70,7 @@ func (h *hasher) run(ctx context.Context) error {
 	if !alive {
 		h.visibleAt = h.compact
 	}
-	it, err := h.base.Clone(engine.AppendRevision(nil, kv.Revision{}), engine.AppendRevision(nil, kv.Revision{Main: max(h.rev, -1) + 1}))
+	it, err := h.base.Clone(engine.AppendRevision(nil, kv.Revision{}), engine.AppendRevision(nil, kv.Revision{Main: h.rev + 1}))
 	if err != nil {
 		return err
 	}
