@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -145,15 +143,6 @@ func scheme(urls []string) []string {
 		urls[i] = u[:len("http://127.0.0.1:")]
 	}
 	return urls
-}
-
-// spurious says whether an error comes from a machine that stood still for seconds, and not from the call.
-func spurious(s *status.Status) bool {
-	switch s.Code() {
-	case codes.Unavailable, codes.DeadlineExceeded:
-		return true
-	}
-	return false
 }
 
 // visit calls f for every field that is set, at every depth, each message after what it holds.

@@ -22,7 +22,7 @@ import (
 const memberCount = 3
 
 // patience is how long an answer may take before the machine or the system counts as broken.
-const patience = 30 * time.Second
+const patience = 15 * time.Second
 
 // flags go to both systems. The election timeout is long so that a busy machine does not change leaders; the rest of a
 // cluster's flags come from package cluster.
