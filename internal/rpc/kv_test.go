@@ -250,8 +250,12 @@ func TestCallsThatComeLater(t *testing.T) {
 	}
 	later("Maintenance.Snapshot", err)
 	later("Lock.Lock", conn.Invoke(within(t), "/v3lockpb.Lock/Lock", &pb.StatusRequest{}, &pb.StatusResponse{}))
-	if err := conn.Invoke(within(t), "/no.Such/Call", &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != "unknown service no.Such" {
-		t.Error(err)
+	for path, want := range map[string]string{
+		"/no.Such/Call": "unknown service no.Such", "/etcdserverpb.KV/Such": "unknown method Such for service etcdserverpb.KV",
+	} {
+		if err := conn.Invoke(within(t), path, &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != want {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
 	}
 	if r, err := healthpb.NewHealthClient(conn).Check(within(t), &healthpb.HealthCheckRequest{}); err != nil || r.Status != healthpb.HealthCheckResponse_SERVING {
 		t.Errorf("%v, %v", r, err)

@@ -36,12 +36,13 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.MaxConcurrentStreams == 0 {
 		o.MaxConcurrentStreams = math.MaxUint32
 	}
+	var gs *grpc.Server // below; it is asked only once it serves
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(Codec{Metrics: s.m}),
 		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
-		grpc.UnknownServiceHandler(unknownService),
+		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(gs, stream) }),
 	}
 	if o.KeepaliveMinTime > 0 {
 		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime}))
@@ -49,7 +50,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.KeepaliveInterval > 0 && o.KeepaliveTimeout > 0 {
 		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.KeepaliveInterval, Timeout: o.KeepaliveTimeout}))
 	}
-	gs := grpc.NewServer(opts...)
+	gs = grpc.NewServer(opts...)
 	Register(gs, s)
 	h := health.NewServer()
 	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
@@ -258,14 +259,19 @@ func missingStream(service, method string) streamMethod {
 	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
 }
 
-// unknownService answers calls of services that are not registered: those of etcd's that come later say so, the rest
-// get grpc-go's own text.
-func unknownService(_ any, stream grpc.ServerStream) error {
+// unknown answers calls that are not registered: those of etcd's services that come later say so, the rest get grpc-go's
+// own texts, which it leaves to whoever takes such calls.
+func unknown(gs *grpc.Server, stream grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(stream)
-	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
+	path := strings.TrimPrefix(full, "/")
+	cut := strings.LastIndexByte(path, '/')
+	service, method := path[:max(cut, 0)], path[cut+1:]
 	switch service {
 	case "v3lockpb.Lock", "v3electionpb.Election":
 		return unimplemented(service[strings.LastIndexByte(service, '.')+1:] + "." + method)
+	}
+	if _, registered := gs.GetServiceInfo()[service]; registered {
+		return status.Errorf(codes.Unimplemented, "unknown method %v for service %v", method, service)
 	}
 	return status.Errorf(codes.Unimplemented, "unknown service %v", service)
 }
