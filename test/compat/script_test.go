@@ -22,12 +22,14 @@ type op struct {
 	stream string        // of watch and close: a name, alone in the script
 	req    proto.Message // of call and watch
 	fails  bool          // of call: an error is wanted
+	either bool          // of call: nothing is said about that
 }
 
 // parseOp reads one line:
 //
 //	m1 KV.Put key:"a" value:"1"            a call of the first member, with its request in the text form of protobuf
 //	! m3 KV.Put value:"1"                  the same, and both must answer with an error
+//	? m3 KV.Put value:"1"                  the same, and nothing is said about errors
 //	m2 watch s create_request:{key:"a"}    sends on the watch stream s, which the first such line opens
 //	close s                                ends the stream
 //	settle                                 waits until every watcher has what it is to get, and compares
@@ -35,6 +37,9 @@ func parseOp(line string) (op, error) {
 	o := op{}
 	if rest, ok := strings.CutPrefix(line, "!"); ok {
 		o.fails, line = true, strings.TrimSpace(rest)
+	}
+	if rest, ok := strings.CutPrefix(line, "?"); ok {
+		o.either, line = true, strings.TrimSpace(rest)
 	}
 	word, rest, _ := strings.Cut(line, " ")
 	switch {
