@@ -58,6 +58,9 @@ type Event struct {
 	KV         KeyValue
 }
 
+// Creates reports whether the event made the key.
+func (e *Event) Creates() bool { return e.Type == Put && e.KV.CreateRevision == e.KV.ModRevision }
+
 // Range is a half-open range of keys in etcd's notation: an empty End means the single key Key; End = "\x00" means
 // every key ≥ Key; otherwise Key ≤ k < End. Key = "\x00" and End = "\x00" is every key.
 type Range struct {

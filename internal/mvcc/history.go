@@ -3,6 +3,7 @@ package mvcc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/trivet-kv/trivet/internal/engine"
@@ -93,9 +94,9 @@ func pairAt(it *engine.Iter, row []byte) (kv.KeyValue, error) {
 	return Row{Key: key, ModRevision: rev.Main, Tail: tail}.keyValue()
 }
 
-// Version returns the version of key that the change at rev made; none if it was a delete, or is gone. Which versions
+// version returns the version of key that the change at rev made; none if it was a delete, or is gone. Which versions
 // that no readable revision shows are gone depends on how far deleting has come: see Previous.
-func (s *Store) Version(key []byte, rev kv.Revision) (kv.KeyValue, bool, error) {
+func (s *Store) version(key []byte, rev kv.Revision) (kv.KeyValue, bool, error) {
 	row, found, err := s.e.Get(engine.AppendVersion(nil, key, rev))
 	if err != nil || !found {
 		return kv.KeyValue{}, false, err
@@ -108,11 +109,22 @@ func (s *Store) Version(key []byte, rev kv.Revision) (kv.KeyValue, bool, error) 
 	return pair, err == nil, err
 }
 
-// Previous returns the pair that an event replaced: what watchers call prev_kv. As in etcd there is none if the key did
-// not exist, or if the revision before the event's can no longer be read.
+// Previous returns what watchers call prev_kv: the key at the revision before the event's. As in etcd there is none if the
+// event made the key, or if that revision can no longer be read; and for a key that a transaction changed twice, none of
+// the transaction's own versions counts.
 func (s *Store) Previous(e kv.Event) (kv.KeyValue, bool, error) {
-	if e.Superseded.IsZero() || e.Superseded.Main < e.Revision.Main && e.Revision.Main-1 < s.CompactRevision() {
+	if e.Creates() || e.Revision.Main-1 < s.CompactRevision() {
 		return kv.KeyValue{}, false, nil
 	}
-	return s.Version(e.KV.Key, e.Superseded)
+	if e.Superseded.Main < e.Revision.Main {
+		return s.version(e.KV.Key, e.Superseded)
+	}
+	r, _, err := s.Range(kv.RangeOptions{Range: kv.Range{Key: e.KV.Key}, Revision: e.Revision.Main - 1})
+	if errors.Is(err, kv.ErrCompacted) || err == nil && len(r.KVs) == 0 {
+		return kv.KeyValue{}, false, nil
+	}
+	if err != nil {
+		return kv.KeyValue{}, false, err
+	}
+	return r.KVs[0], true, nil
 }

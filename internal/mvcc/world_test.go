@@ -318,14 +318,15 @@ func (w *world) previous(e kv.Event) {
 	got, found, err := w.s.Previous(e)
 	w.check(err, "previous")
 	var want *kv.KeyValue
-	vs := w.m.keys[string(e.KV.Key)]
-	i := slices.IndexFunc(vs, func(v version) bool { return v.rev == e.Revision })
-	sameTxn := i > 0 && vs[i-1].rev.Main == e.Revision.Main
-	if i > 0 && !vs[i-1].deleted && (e.Revision.Main-1 >= w.m.compact || sameTxn && e.Revision.Main > w.m.compact) {
-		want = &vs[i-1].pair
-	}
-	if sameTxn && e.Revision.Main <= w.m.compact {
-		return // a version overwritten within its own transaction: gone or not
+	if !e.Creates() && e.Revision.Main-1 >= w.m.compact {
+		for _, v := range w.m.keys[string(e.KV.Key)] {
+			if v.rev.Main < e.Revision.Main {
+				want = nil
+				if !v.deleted {
+					want = &v.pair
+				}
+			}
+		}
 	}
 	if found != (want != nil) {
 		w.t.Fatalf("previous of %+v found %t, compacted %d", e, found, w.m.compact)

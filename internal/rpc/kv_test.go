@@ -250,8 +250,12 @@ func TestCallsThatComeLater(t *testing.T) {
 	}
 	later("Maintenance.Snapshot", err)
 	later("Lock.Lock", conn.Invoke(within(t), "/v3lockpb.Lock/Lock", &pb.StatusRequest{}, &pb.StatusResponse{}))
-	if err := conn.Invoke(within(t), "/no.Such/Call", &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != "unknown service no.Such" {
-		t.Error(err)
+	for path, want := range map[string]string{
+		"/no.Such/Call": "unknown service no.Such", "/etcdserverpb.KV/Such": "unknown method Such for service etcdserverpb.KV",
+	} {
+		if err := conn.Invoke(within(t), path, &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != want {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
 	}
 	if err := conn.Invoke(within(t), "/etcdserverpb.KV/Nope", &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != "unknown method Nope for service etcdserverpb.KV" {
 		t.Error(err)

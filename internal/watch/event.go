@@ -68,7 +68,7 @@ func (e *Event) loadPrev(h History) (*Event, error) {
 		return e, nil
 	}
 	// The previous pair is the key at the revision before the event's. That cannot be asked for once it is compacted.
-	gone := e.Superseded.IsZero() || e.Revision.Main-1 < h.CompactRevision()
+	gone := e.Creates() || e.Revision.Main-1 < h.CompactRevision()
 	switch {
 	case p != nil && gone:
 		c := &Event{Event: e.Event}
@@ -80,7 +80,7 @@ func (e *Event) loadPrev(h History) (*Event, error) {
 		e.prev.Store(noPrev)
 		return e, nil
 	}
-	pair, found, err := h.Version(e.KV.Key, e.Superseded)
+	pair, found, err := h.Previous(e.Event)
 	if err != nil {
 		return nil, err
 	}

@@ -176,21 +176,21 @@ func (c *client) events(b Batch) {
 	c.given += len(b.Events)
 }
 
-// checkPrev: the previous pair is the version that was replaced, or absent if there is none any more.
+// checkPrev: the previous pair is the key at the revision before, or absent if the event made the key or if that revision
+// is compacted.
 func (c *client) checkPrev(e *Event) {
 	prev := e.Prev()
+	old, existed := c.store.before(e.Event)
+	existed = existed && !e.Creates()
 	if prev == nil {
-		if !e.Superseded.IsZero() && c.store.CompactRevision() < e.Revision.Main {
+		if existed && c.store.CompactRevision() < e.Revision.Main {
 			c.fatalf("event %v has no previous pair", e.Revision)
 		}
 		return
 	}
-	for _, old := range c.store.between(e.Superseded.Main, e.Superseded.Main) {
-		if old.Revision == e.Superseded && string(old.KV.Value) == string(prev.Value) && string(old.KV.Key) == string(e.KV.Key) {
-			return
-		}
+	if !existed || old.ModRevision != prev.ModRevision || string(old.Value) != string(prev.Value) || string(prev.Key) != string(e.KV.Key) {
+		c.fatalf("event %v has the previous pair %q=%q", e.Revision, prev.Key, prev.Value)
 	}
-	c.fatalf("event %v has the previous pair %q=%q", e.Revision, prev.Key, prev.Value)
 }
 
 // consume takes batches until the stream ends, at a random pace.

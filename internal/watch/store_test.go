@@ -117,21 +117,23 @@ func (s *fakeStore) Events(ctx context.Context, from, to int64, visit func(kv.Ev
 	return nil
 }
 
-func (s *fakeStore) Version(key []byte, rev kv.Revision) (kv.KeyValue, bool, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, e := range s.events {
-		if e.Revision != rev {
-			continue
-		}
-		for _, later := range s.events[i+1:] {
-			if later.Superseded == rev && later.Revision.Main <= s.compact {
-				return kv.KeyValue{}, false, nil // swept
-			}
-		}
-		return e.KV, true, nil
+func (s *fakeStore) Previous(e kv.Event) (kv.KeyValue, bool, error) {
+	if e.Creates() || e.Revision.Main-1 < s.CompactRevision() {
+		return kv.KeyValue{}, false, nil
 	}
-	return kv.KeyValue{}, false, nil
+	old, found := s.before(e)
+	return old, found, nil
+}
+
+// before is the key of an event at the revision before, compacted or not.
+func (s *fakeStore) before(e kv.Event) (kv.KeyValue, bool) {
+	old := kv.Event{Type: kv.Delete}
+	for _, o := range s.between(0, e.Revision.Main-1) {
+		if string(o.KV.Key) == string(e.KV.Key) {
+			old = o
+		}
+	}
+	return old.KV, old.Type == kv.Put
 }
 
 // nap waits a random time, mostly none.

@@ -54,8 +54,9 @@ type History interface {
 	// that visit returns, returning it as it is. kv.ErrCompacted if from is older than CompactRevision. What the event
 	// points to is visit's to keep, and nobody changes it.
 	Events(ctx context.Context, from, to int64, visit func(kv.Event) error) error
-	// Version returns one version of a key, false if it was compacted away.
-	Version(key []byte, rev kv.Revision) (kv.KeyValue, bool, error)
+	// Previous returns the event's key at the revision before the event's, false if there was none, if the event made the
+	// key, or if that revision is compacted.
+	Previous(e kv.Event) (kv.KeyValue, bool, error)
 }
 
 // Options are the bounds of a Hub. Zero values take the defaults.

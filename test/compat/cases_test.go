@@ -1,0 +1,56 @@
+package compat
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestCases runs the scripts that are written by hand. In them each line says whether an error is wanted.
+func TestCases(t *testing.T) {
+	files, err := filepath.Glob("testdata/cases/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no cases", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) { runFile(t, file) })
+	}
+}
+
+// TestScript runs the script that -script names, such as a shortened one that TestRandom has printed.
+func TestScript(t *testing.T) {
+	if *scriptFlag == "" {
+		t.Skip("no -script")
+	}
+	runFile(t, *scriptFlag)
+}
+
+func runFile(t *testing.T, file string) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ops, err := parseScript(string(text))
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	err = systems.run(ops, false)
+	var d *difference
+	for range 2 {
+		if !errors.As(err, &d) || !d.void {
+			break
+		}
+		t.Logf("the machine stood still, once more: %v", err)
+		err = systems.run(ops, true)
+	}
+	if err != nil {
+		t.Fatalf("%s\nafter %d lines: %v", file, len(systems.done), err)
+	}
+	for i, o := range ops {
+		if got := systems.done[i]; got.fails != o.fails && !o.either {
+			t.Errorf("%s: both fail: %v, where the script says %v", o, got.fails, o.fails)
+		}
+	}
+}

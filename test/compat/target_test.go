@@ -1,0 +1,262 @@
+package compat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/trivet-kv/trivet/bench/cluster"
+)
+
+const memberCount = 3
+
+// patience is how long an answer may take before the machine or the system counts as broken.
+const patience = 15 * time.Second
+
+// flags go to both systems. The election timeout is long so that a busy machine does not change leaders; the rest of a
+// cluster's flags come from package cluster.
+var flags = []string{"--heartbeat-interval=200", "--election-timeout=3000"}
+
+// target is one of the two systems: a cluster of its members, and the connections to them.
+type target struct {
+	name    string
+	command []string
+	dir     string
+	extra   []string // flags of this cluster alone
+	starts  int
+	cluster *cluster.Cluster
+	conns   []*grpc.ClientConn
+
+	// Of the script that runs.
+	names
+	compacted int64 // up to where history is gone
+	behind    bool  // something was written since all members were known to have applied everything
+	streams   map[string]*watchStream
+	witness   *watchStream // sees every event since the script's begin
+}
+
+// start begins with fresh members.
+func (t *target) start() error {
+	t.stop()
+	t.starts++
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	dir := filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.name, t.starts))
+	c, err := cluster.Start(ctx, dir, memberCount, t.command, append(append([]string{}, flags...), t.extra...)...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.name, err)
+	}
+	t.cluster, t.conns = c, nil
+	t.names = names{members: make(map[uint64]uint64)}
+	for i, m := range c.Members {
+		conn, err := m.Dial()
+		if err != nil {
+			return err
+		}
+		t.conns = append(t.conns, conn)
+		s, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+		if err != nil {
+			return fmt.Errorf("%s: status of member %d: %w", t.name, i+1, err)
+		}
+		t.names.cluster = s.Header.ClusterId
+		t.members[s.Header.MemberId] = uint64(i + 1)
+	}
+	return nil
+}
+
+func (t *target) stop() {
+	if t.cluster == nil {
+		return
+	}
+	t.closeStreams()
+	for _, c := range t.conns {
+		_ = c.Close()
+	}
+	_ = t.cluster.Close()
+	t.cluster = nil
+	_ = os.RemoveAll(filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.name, t.starts)))
+}
+
+func (t *target) closeStreams() {
+	for _, w := range t.streams {
+		w.close()
+	}
+	t.streams = make(map[string]*watchStream)
+	if t.witness != nil {
+		t.witness.close()
+		t.witness = nil
+	}
+}
+
+// reset empties the store, so that a script can begin: no keys, no leases, and history compacted up to the revision that
+// the script will call 1.
+func (t *target) reset() error {
+	t.closeStreams()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	kvc, leases := pb.NewKVClient(t.conns[0]), pb.NewLeaseClient(t.conns[0])
+	if _, err := kvc.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}}); err != nil {
+		return fmt.Errorf("%s: delete everything: %w", t.name, err)
+	}
+	if _, err := kvc.Put(ctx, &pb.PutRequest{Key: []byte("first")}); err != nil {
+		return fmt.Errorf("%s: put: %w", t.name, err)
+	}
+	// Whatever was there, what a script calls revision 1 holds this one event.
+	deleted, err := kvc.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("first")})
+	if err != nil {
+		return fmt.Errorf("%s: delete: %w", t.name, err)
+	}
+	if t.behind = true; t.catchUp(ctx) != nil {
+		return fmt.Errorf("%s: the members do not catch up", t.name)
+	}
+	all, err := leases.LeaseLeases(ctx, &pb.LeaseLeasesRequest{})
+	if err != nil {
+		return fmt.Errorf("%s: list leases: %w", t.name, err)
+	}
+	for _, l := range all.Leases {
+		if _, err := leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: l.ID}); err != nil {
+			return fmt.Errorf("%s: revoke %x: %w", t.name, l.ID, err)
+		}
+	}
+	base := deleted.Header.Revision
+	if _, err := kvc.Compact(ctx, &pb.CompactionRequest{Revision: base, Physical: true}); err != nil {
+		return fmt.Errorf("%s: compact at %d: %w", t.name, base, err)
+	}
+	t.compacted = base
+	t.names.base, t.names.leases, t.names.real = base, make(map[int64]int64), make(map[int64]int64)
+	t.behind = true
+	if err := t.catchUp(ctx); err != nil {
+		return err
+	}
+	t.witness, err = openWatch(t, 0)
+	if err != nil {
+		return err
+	}
+	t.witness.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: base, PrevKv: true,
+	}}})
+	return t.witness.answered()
+}
+
+// outcome is what a call came to.
+type outcome struct {
+	answers []proto.Message
+	err     *status.Status
+	odd     error // what made no sense in the answers
+}
+
+// catchUp returns when every member has applied everything that was acknowledged before the call.
+func (t *target) catchUp(ctx context.Context) error {
+	if !t.behind {
+		return nil
+	}
+	errs := make(chan error, len(t.conns))
+	for _, c := range t.conns {
+		go func() {
+			_, err := pb.NewKVClient(c).Range(ctx, &pb.RangeRequest{Key: []byte("barrier"), CountOnly: true})
+			errs <- err
+		}()
+	}
+	var all []error
+	for range t.conns {
+		all = append(all, <-errs)
+	}
+	err := errors.Join(all...)
+	t.behind = err != nil
+	return err
+}
+
+// call makes one call and returns its outcome in the form in which both systems must be equal.
+func (t *target) call(o op) outcome {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	m, err := method(o.method)
+	if err != nil {
+		return outcome{err: status.Convert(err)}
+	}
+	out := outcome{}
+	req := t.request(o.req)
+	out.answers, err = invoke(ctx, t.conns[o.member], m, req)
+	if err != nil {
+		out.err = status.Convert(err)
+	}
+	for _, a := range out.answers {
+		if err := t.answer(o.member, req, a); err != nil {
+			out.odd = errors.Join(out.odd, fmt.Errorf("%s: %w", t.name, err))
+		}
+	}
+	if o.method == "KV.RangeStream" && err == nil {
+		whole, err := joinChunks(out.answers)
+		if err != nil {
+			out.odd = errors.Join(out.odd, fmt.Errorf("%s: %w", t.name, err))
+		}
+		out.answers = []proto.Message{whole}
+	}
+	return out
+}
+
+// invoke makes a call of any kind: one request, all answers.
+func invoke(ctx context.Context, conn *grpc.ClientConn, m protoreflect.MethodDescriptor, req proto.Message) ([]proto.Message, error) {
+	path := fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
+	if !m.IsStreamingClient() && !m.IsStreamingServer() {
+		answer := newMessage(m.Output())
+		if err := conn.Invoke(ctx, path, req, answer); err != nil {
+			return nil, err
+		}
+		return []proto.Message{answer}, nil
+	}
+	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: m.IsStreamingClient()}, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.SendMsg(req); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if err := s.CloseSend(); err != nil {
+		return nil, err
+	}
+	var answers []proto.Message
+	for {
+		answer := newMessage(m.Output())
+		err := s.RecvMsg(answer)
+		if errors.Is(err, io.EOF) {
+			return answers, nil
+		}
+		if err != nil {
+			return answers, err
+		}
+		answers = append(answers, answer)
+	}
+}
+
+// joinChunks is a streamed range as one answer: where the chunks begin and end is up to the server.
+func joinChunks(chunks []proto.Message) (*pb.RangeResponse, error) {
+	whole := &pb.RangeResponse{}
+	for i, c := range chunks {
+		r := c.(*pb.RangeStreamResponse).RangeResponse
+		if r.GetHeader() != nil && i != len(chunks)-1 {
+			return whole, errors.New("a chunk with a header, and others after it")
+		}
+		whole.Kvs = append(whole.Kvs, r.GetKvs()...)
+		whole.Header, whole.More, whole.Count = r.GetHeader(), r.GetMore(), r.GetCount()
+	}
+	return whole, nil
+}
+
+// caughtUp is catchUp with patience.
+func (t *target) caughtUp() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return t.catchUp(ctx)
+}
