@@ -5,9 +5,12 @@ import (
 	"time"
 )
 
-// Histogram counts durations in buckets that are at most 1/16 wide, from 1 µs up.
+// fine is how many buckets there are between a duration and its double; a power of two.
+const fine = 64
+
+// Histogram counts durations in buckets that are at most 1/64 wide, from 1 µs up.
 type Histogram struct {
-	buckets [64 * 16]uint32
+	buckets [64 * fine]uint32
 	count   int64
 	longest time.Duration
 }
@@ -43,17 +46,17 @@ func (h *Histogram) Quantile(q float64) time.Duration {
 }
 
 func bucket(us uint64) int {
-	if us < 16 {
+	if us < fine {
 		return int(us)
 	}
-	shift := bits.Len64(us) - 5
-	return (shift+1)*16 + int(us>>shift) - 16
+	shift := bits.Len64(us) - bits.Len64(fine)
+	return (shift+1)*fine + int(us>>shift) - fine
 }
 
 func middle(bucket int) uint64 {
-	if bucket < 16 {
+	if bucket < fine {
 		return uint64(bucket)
 	}
-	shift := bucket/16 - 1
-	return uint64(16+bucket%16)<<shift + uint64(1)<<shift/2
+	shift := bucket/fine - 1
+	return uint64(fine+bucket%fine)<<shift + uint64(1)<<shift/2
 }

@@ -66,14 +66,14 @@ func (u unit) text(v float64) string {
 
 // row is a line of the table: a figure of one workload, the median over the rounds of each system.
 type row struct {
-	Workload string             `json:"workload"`
-	Figure   string             `json:"figure"`
-	Unit     unit               `json:"unit"`
-	Median   map[string]float64 `json:"median"`
-	Ratio    float64            `json:"ratio,omitempty"` // trivet to the other
-	Target   string             `json:"target,omitempty"`
-	Met      *bool              `json:"met,omitempty"`
-	Rounds   map[string][]float64
+	Workload string               `json:"workload"`
+	Figure   string               `json:"figure"`
+	Unit     unit                 `json:"unit"`
+	Median   map[string]float64   `json:"median"`
+	Ratio    float64              `json:"ratio,omitempty"` // trivet to the other
+	Target   string               `json:"target,omitempty"`
+	Met      *bool                `json:"met,omitempty"`
+	Rounds   map[string][]float64 `json:"rounds"`
 }
 
 // report collects the rows and prints them as a table that is Markdown too.
@@ -99,15 +99,15 @@ func (r *report) head(out io.Writer) {
 	fmt.Fprintf(out, "Medians over %d rounds of %v s; %d CPUs for members and clients together; %s\n\n", r.Rounds, r.Seconds, r.CPUs, r.Date)
 	if len(r.Systems) == 1 {
 		r.line(out, "workload", "figure", r.Systems[0], "", "")
-		r.line(out, strings.Repeat("-", 40), "---", "--:", "", "")
+		r.line(out, strings.Repeat("-", 37), "---", "--:", "", "")
 		return
 	}
 	r.line(out, "workload", "figure", r.Systems[0], r.Systems[1], "ratio", "target", "")
-	r.line(out, strings.Repeat("-", 40), strings.Repeat("-", 26), "--:", "--:", "--:", "---", "---")
+	r.line(out, strings.Repeat("-", 37), strings.Repeat("-", 29), "--:", "--:", "--:", "---", "---")
 }
 
 func (r *report) line(out io.Writer, cells ...string) {
-	widths := []int{-40, -26, 10, 10, 7, -14, -6}
+	widths := []int{-37, -29, 10, 10, 7, -14, -6}
 	if len(r.Systems) == 1 {
 		cells, widths = cells[:3], widths[:3]
 	}
