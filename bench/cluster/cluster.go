@@ -1,5 +1,5 @@
 // Package cluster starts a cluster as real processes on loopback and reads from /proc what they cost. It knows nothing of
-// what is inside: any binary that takes etcd's flags will do.
+// what is inside: any binary that takes etcd's flags will do. What it reads is there on Linux alone.
 package cluster
 
 import (
@@ -88,7 +88,7 @@ func (m *Member) Start() error {
 	defer out.Close()
 	process := exec.Command(m.args[0], m.args[1:]...)
 	process.Stdout, process.Stderr = out, out
-	process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	process.SysProcAttr = procAttr()
 	if err := process.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", m.Name, err)
 	}

@@ -19,7 +19,7 @@ type workload struct {
 }
 
 // workloads are all, in the order in which they are measured.
-func workloads(o options) []workload {
+func workloads() []workload {
 	return []workload{
 		{name: "put 256 B, 1 client", measure: closed(toLeader, 1, put(256))},
 		{name: "put 256 B, 64 clients", measure: closed(toLeader, 64, put(256))},
