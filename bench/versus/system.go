@@ -57,7 +57,6 @@ type bench struct {
 	keys     int             // of the large store
 	profiler *profiler       // nil: no profiles of this round
 	leader   *cluster.Member // at the beginning of the round
-	state    any             // the workload's own, from prepare
 }
 
 // measured is a workload's figures: of each system, of each round.
