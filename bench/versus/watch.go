@@ -58,7 +58,7 @@ func watched(a audience) func(context.Context, *bench) ([]figure, error) {
 			return nil, err
 		}
 		defer hangUp()
-		ctx, cancel := context.WithCancel(ctx)
+		watching, cancel := context.WithCancel(ctx)
 		defer cancel()
 		h := &hall{a, make([]atomic.Int64, a.keys()), make([]chan struct{}, a.keys()), make(chan error, a.watchers/a.perStream)}
 		for i := range h.all {
@@ -66,7 +66,7 @@ func watched(a audience) func(context.Context, *bench) ([]figure, error) {
 		}
 		ready := make(chan error)
 		for i := range a.watchers / a.perStream {
-			go h.watch(ctx, conns[i%len(conns)], i, ready)
+			go h.watch(watching, conns[i%len(conns)], i, ready)
 		}
 		for range a.watchers / a.perStream {
 			if err := <-ready; err != nil {
