@@ -12,6 +12,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -40,7 +41,7 @@ type options struct {
 
 func main() {
 	o, err := parse(os.Args[1:])
-	if err == flag.ErrHelp {
+	if errors.Is(err, flag.ErrHelp) {
 		return
 	}
 	if err != nil {
@@ -115,17 +116,24 @@ func run(ctx context.Context, o options, out io.Writer) error {
 	}
 	r := newReport(o, systems)
 	r.head(out)
+	var failed []error // one workload that fails does not cost the figures of the others
 	for _, w := range chosen {
 		one, err := measure(ctx, o, w, systems, dir)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
+			err = fmt.Errorf("%s: %w", w.name, err)
+			fmt.Fprintln(out, err)
+			failed = append(failed, err)
+			continue
 		}
 		r.add(out, one)
 		if err := r.save(o.json); err != nil {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // slug makes a file name of a workload's name.
