@@ -67,6 +67,7 @@ func serve(c *config.Config, log *slog.Logger) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	surviveClosedPipe()
 
 	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
 		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)
@@ -104,8 +105,12 @@ func serve(c *config.Config, log *slog.Logger) error {
 
 // stopOnSecond ends the process at once at another signal: whoever sends it does not want to wait.
 func stopOnSecond(signals <-chan os.Signal, log *slog.Logger) {
+	began := time.Now()
 	go func() { // ends with the process
 		s := <-signals
+		for !isImpatience(s, began) {
+			s = <-signals
+		}
 		log.Warn("received another signal; ending at once", "signal", s.String())
 		os.Exit(1)
 	}()

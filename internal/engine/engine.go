@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -38,8 +39,9 @@ type Options struct {
 	// goroutine, one call at a time, never after Close; calls for flushes in quick succession may be merged. It may
 	// call the Engine but must not Close it.
 	OnFlush func(durableApplied uint64)
-	// OnError is told when a flush failed (the disk is full, say). The engine tries again and again, and meanwhile memory
-	// fills up until writers wait, so the owner should not go on for long. It must not block and must not call the Engine.
+	// OnError is told when a flush failed (the disk is full, say), or when a block is found damaged. After the first the
+	// engine tries again and again, and meanwhile memory fills up until writers wait; after the second, reads of that block
+	// fail. So the owner should not go on for long. It must not block and must not call the Engine.
 	OnError func(error)
 }
 
@@ -76,6 +78,12 @@ func Open(o Options) (*Engine, error) {
 		go e.tellFlushes(o.OnFlush)
 	}
 	return e, nil
+}
+
+// IsDamage reports whether an error of Open or of a read says that files are missing or hold something else than was
+// written.
+func IsDamage(err error) bool {
+	return pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) || errors.Is(err, fs.ErrNotExist)
 }
 
 func (e *Engine) pebbleOptions(o Options) *pebble.Options {
@@ -128,6 +136,13 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 			e.logger.Error("background work on the state failed", "dir", e.dir, "error", err)
 			if last := flushFailure.Load(); onError != nil && last != nil && errors.Is(err, *last) {
 				onError(fmt.Errorf("write the state in %s: %w", e.dir, err))
+			}
+		},
+		// Without this, Pebble ends the process. The read that found the damage returns it as an error.
+		DataCorruption: func(i pebble.DataCorruptionInfo) {
+			e.logger.Error("the state is damaged", "file", i.Path, "error", i.Details)
+			if onError != nil {
+				onError(fmt.Errorf("the state is damaged: %s: %w", i.Path, i.Details))
 			}
 		},
 		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {

@@ -175,6 +175,9 @@ func (m *Member) openLog() error {
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
+	if err := m.dir.LogMade(); err != nil { // before the replica starts, so before anything is promised
+		return errors.Join(err, log.Close())
+	}
 	m.log = log
 	return nil
 }
