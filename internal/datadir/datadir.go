@@ -141,6 +141,10 @@ func (d *Dir) State() (string, error) {
 		return "", fmt.Errorf("%s is damaged: it holds %q, which names no state folder; put it back from a copy, or write the name of the newest state folder into it",
 			d.join(stateName), name)
 	}
+	if _, err := d.fs.Stat(d.join(name)); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("the state folder %s is gone: put it back from a copy, or remove the member from the cluster and add it again with an empty data directory (the other members hold everything)",
+			d.join(name))
+	}
 	return d.join(name), nil
 }
 
