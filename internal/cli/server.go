@@ -55,15 +55,24 @@ func (t terminal) server(args []string) error {
 		return err
 	}
 	defer closeLog()
-	if err := serve(c, log); err != nil {
+	note := func(err error) {
 		log.Log(context.Background(), config.LevelFatal, "the member cannot go on", "error", err)
+	}
+	fatal := func(err error) {
+		note(err)
+		fmt.Fprintf(t.err, "trivet: %s\n", sentence(err))
+		os.Exit(1)
+	}
+	if err := serve(c, log, fatal); err != nil {
+		note(err)
 		return err
 	}
 	return nil
 }
 
-// serve runs the member. It returns nil once a signal has ended it in good order.
-func serve(c *config.Config, log *slog.Logger) error {
+// serve runs the member. It returns nil once a signal has ended it in good order. fatal ends the process when a part of
+// the member can neither go on nor return.
+func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -75,7 +84,7 @@ func serve(c *config.Config, log *slog.Logger) error {
 	if err := checkFounding(c); err != nil {
 		return err
 	}
-	n, err := startNode(c, log)
+	n, err := startNode(c, log, fatal)
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ type Options struct {
 	// engine tries again and again, and meanwhile memory fills up until writers wait; after the second, reads of that block
 	// fail. So the owner should not go on for long. It must not block and must not call the Engine.
 	OnError func(error)
+	// Fatal is told when the engine can neither go on nor return (its manifest cannot be written, say). It must end the
+	// process; where it does not, or is nil, the engine panics.
+	Fatal func(error)
 }
 
 // Engine is an open store of rows. All methods may be called from any goroutine; after Close they return ErrClosed.
@@ -109,7 +112,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		L0StopWritesThreshold:      1000, // writers are never stopped for compactions; read cost is what they pay
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 		MaxOpenFiles:               512,
-		Logger:                     pebbleLogger{o.Logger},
+		Logger:                     pebbleLogger{o.Logger, o.Fatal},
 	}
 	p.Experimental.FileCacheShards = 2
 	for i := range p.Levels {
@@ -297,7 +300,10 @@ func (e *Engine) Close() error {
 }
 
 // pebbleLogger keeps Pebble's errors and leaves its chatter to debug level.
-type pebbleLogger struct{ l *slog.Logger }
+type pebbleLogger struct {
+	l     *slog.Logger
+	fatal func(error)
+}
 
 func (p pebbleLogger) Infof(format string, args ...any) {
 	if p.l.Enabled(context.Background(), slog.LevelDebug) {
@@ -312,5 +318,8 @@ func (p pebbleLogger) Errorf(format string, args ...any) { p.l.Error(fmt.Sprintf
 func (p pebbleLogger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	p.l.Error(text)
+	if p.fatal != nil {
+		p.fatal(errors.New(text))
+	}
 	panic("engine: " + text)
 }

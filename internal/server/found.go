@@ -44,7 +44,7 @@ func (m *Member) found() error {
 	}
 	slices.Sort(voters)
 	return m.dir.Create(m.identity, func(stateDir string) error {
-		e, err := engine.Open(engine.Options{FS: m.options.FS, Dir: stateDir, Logger: m.logger})
+		e, err := engine.Open(engine.Options{FS: m.options.FS, Dir: stateDir, Logger: m.logger, Fatal: m.options.Fatal})
 		if err != nil {
 			return err
 		}

@@ -127,7 +127,7 @@ func (m *Member) openState() error {
 		fs: o.FS, dir: m.dir, logger: m.logger, waiters: m.waiters,
 		engine: engine.Options{
 			FS: o.FS, MemTableBytes: o.MemTableBytes, CacheBytes: o.CacheBytes, Logger: m.logger,
-			OnFlush: m.flushed, OnError: m.fail,
+			OnFlush: m.flushed, OnError: m.fail, Fatal: o.Fatal,
 		},
 	}
 	return m.machine.open()
