@@ -58,6 +58,9 @@ func openDevDir(path string, fresh bool, nodes int) (d *devDir, err error) {
 	if nodes != 0 && nodes != 1 && nodes != 3 && nodes != 5 && nodes != 7 {
 		return nil, fmt.Errorf("--nodes=%d: a cluster has an odd number of members, so that one half can outvote the other; write 1, 3, 5 or 7", nodes)
 	}
+	if path == "" {
+		return nil, errors.New("--data-dir: the name is empty; name a directory")
+	}
 	if err := checkDevDir(path); err != nil {
 		return nil, err
 	}
@@ -65,8 +68,12 @@ func openDevDir(path string, fresh bool, nodes int) (d *devDir, err error) {
 		return nil, fmt.Errorf("--data-dir=%s: %w; name a directory that can be written", path, err)
 	}
 	d = &devDir{path: path}
-	if d.lock, err = vfs.Default.Lock(filepath.Join(path, devLockName)); err != nil {
-		return nil, fmt.Errorf("--data-dir=%s: another trivet dev runs in it (%w); stop it, or name another directory", path, err)
+	d.lock, err = vfs.Default.Lock(filepath.Join(path, devLockName))
+	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+		return nil, fmt.Errorf("--data-dir=%s: %w; name a directory that can be written", path, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir=%s: another trivet dev runs in it; stop it, or name another directory", path)
 	}
 	lock := d.lock
 	defer func() {

@@ -56,19 +56,29 @@ func (t terminal) server(args []string) error {
 		return err
 	}
 	defer closeLog()
-	if err := serve(c, log); err != nil {
+	note := func(err error) {
 		log.Log(context.Background(), config.LevelFatal, "the member cannot go on", "error", err)
+	}
+	fatal := func(err error) {
+		note(err)
+		fmt.Fprintf(t.err, "trivet: %s\n", sentence(err))
+		os.Exit(1)
+	}
+	if err := serve(c, log, fatal); err != nil {
+		note(err)
 		return err
 	}
 	return nil
 }
 
-// serve runs the member. It returns nil once a signal has ended it in good order.
-func serve(c *config.Config, log *slog.Logger) error {
+// serve runs the member. It returns nil once a signal has ended it in good order. fatal ends the process when a part of
+// the member can neither go on nor return.
+func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
 	boundGarbage()
+	surviveClosedPipe()
 
 	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
 		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)
@@ -76,7 +86,7 @@ func serve(c *config.Config, log *slog.Logger) error {
 	if err := checkFounding(c); err != nil {
 		return err
 	}
-	n, err := startNode(c, log)
+	n, err := startNode(c, log, fatal)
 	if err != nil {
 		return err
 	}
@@ -118,8 +128,12 @@ func boundGarbage() {
 
 // stopOnSecond ends the process at once at another signal: whoever sends it does not want to wait.
 func stopOnSecond(signals <-chan os.Signal, log *slog.Logger) {
+	began := time.Now()
 	go func() { // ends with the process
 		s := <-signals
+		for !isImpatience(s, began) {
+			s = <-signals
+		}
 		log.Warn("received another signal; ending at once", "signal", s.String())
 		os.Exit(1)
 	}()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -75,6 +76,12 @@ func TestRefusals(t *testing.T) {
 	}
 	if names, _ := fsys.List("etcd"); len(names) != 1 {
 		t.Fatalf("etcd's directory was touched: %v", names)
+	}
+	if err := fsys.MkdirAll("etcd/member/snap", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(fsys, "etcd/member"); !errors.Is(err, ErrEtcd) {
+		t.Fatalf("the folder inside etcd's directory: %v", err)
 	}
 	if err := fsys.MkdirAll("lost/log", 0o700); err != nil {
 		t.Fatal(err)
@@ -214,4 +221,41 @@ func crashAt(t *testing.T, at int) bool {
 		}
 	}
 	return n > at
+}
+
+// That there is a log is remembered.
+func TestLogMade(t *testing.T) {
+	fsys := vfs.NewCrashableMem()
+	d := found(t, fsys)
+	if d.Identity.HasLog {
+		t.Fatal("a new member has a log")
+	}
+	if err := d.LogMade(); err != nil {
+		t.Fatal(err)
+	}
+	after := fsys.CrashClone(vfs.CrashCloneCfg{})
+	if d, err := Open(after, "data"); err != nil || !d.Identity.HasLog || d.Identity.MemberID != 7 {
+		t.Fatalf("after a crash: %+v, %v", d, err)
+	}
+}
+
+// A STATE file that names no state folder is refused: the folder it led to would be somebody else's.
+func TestDamagedState(t *testing.T) {
+	for _, text := range []string{"", "\n", "nowhere", "state-", "state-0", "state-01", "state-1/../..", "../state-1"} {
+		fsys := vfs.NewMem()
+		d := found(t, fsys)
+		if err := d.writeFile(stateName, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if name, err := d.State(); err == nil {
+			t.Errorf("%q stands for %s", text, name)
+		}
+		d.Close()
+		if _, err := Open(fsys, "data"); err == nil || !strings.Contains(err.Error(), "STATE is damaged") {
+			t.Errorf("opened with %q: %v", text, err)
+		}
+		if _, err := fsys.Stat("data/state-1/first"); err != nil {
+			t.Errorf("with %q: %v", text, err)
+		}
+	}
 }

@@ -48,7 +48,9 @@ type Options struct {
 	// Origin is a random number, another one at each start.
 	Origin uint64
 
-	Logger   *slog.Logger
+	Logger *slog.Logger
+	// Fatal ends the process when the state engine can neither go on nor return; nil: it panics.
+	Fatal    func(error)
 	Observer Observer
 }
 
