@@ -171,6 +171,24 @@ func TestDevPorts(t *testing.T) {
 	if _, err := open(false, 5); err == nil || !strings.Contains(err.Error(), "--nodes=5: ") || !strings.Contains(err.Error(), "holds a cluster of 3") {
 		t.Errorf("another number of members: %v", err)
 	}
+	client, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", plan.Members[1].ClientPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved, err := open(false, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range moved.plan.Members {
+		was := plan.Members[i]
+		if m.PeerPort != was.PeerPort || (m.ClientPort == was.ClientPort) != (i != 1) || !portFree(m.ClientPort) {
+			t.Errorf("with %s's client port taken the ports are %+v, before %+v", plan.Members[1].Name, m, was)
+		}
+	}
+	client.Close()
+	if again, err := open(false, 0); err != nil || !slices.Equal(again.plan.Members, plan.Members) {
+		t.Errorf("with the port free again: %v %+v", err, again.plan.Members)
+	}
 	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", plan.Members[1].PeerPort))
 	if err != nil {
 		t.Fatal(err)
