@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/version"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/datadir"
@@ -79,6 +81,9 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	defer signal.Stop(signals)
 	boundGarbage()
 	surviveClosedPipe()
+
+	// The libraries of gRPC write lines of their own form to stderr about what clients do wrong; the answer says it too.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 
 	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
 		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)

@@ -52,42 +52,77 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	}
 	gs := grpc.NewServer(opts...)
 	Register(gs, s)
-	h := health.NewServer()
-	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	healthpb.RegisterHealthServer(gs, h)
+	s.registerHealth(gs)
 	reflection.Register(gs)
 	known = gs.GetServiceInfo()
 	return gs
 }
 
+// registerHealth adds grpc.health.v1, counted and admitted like the others.
+func (s *Services) registerHealth(gs grpc.ServiceRegistrar) {
+	h := health.NewServer()
+	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	s.add(gs, healthpb.Health_ServiceDesc, map[string]unaryMethod{
+		"Check": unary(h.Check),
+		"List":  unary(h.List),
+	}, map[string]streamMethod{
+		"Watch": func(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+			r := new(healthpb.HealthCheckRequest)
+			if err := stream.RecvMsg(r); err != nil {
+				return err
+			}
+			call.Received.Inc()
+			return h.Watch(r, &grpc.GenericServerStream[healthpb.HealthCheckRequest, healthpb.HealthCheckResponse]{ServerStream: healthStream{stream, ctx, call}})
+		},
+	})
+}
+
+// healthStream ends with the services, so that who watches the health of a member does not hold up its stop.
+type healthStream struct {
+	grpc.ServerStream
+	ctx  context.Context
+	call *metrics.Call
+}
+
+func (h healthStream) Context() context.Context { return h.ctx }
+
+func (h healthStream) SendMsg(m any) error {
+	h.call.Sent.Inc()
+	return h.ServerStream.SendMsg(m)
+}
+
+// add registers one service. A method that is not given is one that docs/compat.md lists as to come.
+func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries map[string]unaryMethod, streams map[string]streamMethod) {
+	out := grpc.ServiceDesc{ServiceName: desc.ServiceName, HandlerType: (*any)(nil), Metadata: desc.Metadata}
+	for _, m := range desc.Methods {
+		f := unaries[m.MethodName]
+		if f == nil {
+			f = missing(desc.ServiceName, m.MethodName)
+		}
+		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
+		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
+	}
+	for _, m := range desc.Streams {
+		f := streams[m.StreamName]
+		if f == nil {
+			f = missingStream(desc.ServiceName, m.StreamName)
+		}
+		kind := "server_stream"
+		if m.ClientStreams {
+			kind = "bidi_stream"
+		}
+		call := s.m.Call(kind, desc.ServiceName, m.StreamName)
+		m.Handler = s.streamHandler(call, f)
+		out.Streams = append(out.Streams, m)
+	}
+	gs.RegisterService(&out, s)
+}
+
 // Register adds etcd's services to a grpc server whose codec is Codec.
 func Register(gs grpc.ServiceRegistrar, s *Services) {
 	add := func(desc grpc.ServiceDesc, unaries map[string]unaryMethod, streams map[string]streamMethod) {
-		out := grpc.ServiceDesc{ServiceName: desc.ServiceName, HandlerType: (*any)(nil), Metadata: desc.Metadata}
-		for _, m := range desc.Methods {
-			f := unaries[m.MethodName]
-			if f == nil {
-				f = missing(desc.ServiceName, m.MethodName)
-			}
-			call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-			out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
-		}
-		for _, m := range desc.Streams {
-			f := streams[m.StreamName]
-			if f == nil {
-				f = missingStream(desc.ServiceName, m.StreamName)
-			}
-			kind := "server_stream"
-			if m.ClientStreams {
-				kind = "bidi_stream"
-			}
-			call := s.m.Call(kind, desc.ServiceName, m.StreamName)
-			m.Handler = s.streamHandler(call, f)
-			out.Streams = append(out.Streams, m)
-		}
-		gs.RegisterService(&out, s)
+		s.add(gs, desc, unaries, streams)
 	}
-
 	add(pb.KV_ServiceDesc, map[string]unaryMethod{
 		"Range":       unaryIf(func(r *pb.RangeRequest) bool { return r.Serializable }, s.Range),
 		"Put":         unary(s.Put),
