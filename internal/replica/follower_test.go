@@ -287,15 +287,31 @@ func TestLostIsProposedAgain(t *testing.T) {
 		}
 
 		// Without a change of term it is sent again under the same number, so that the leader takes it once.
-		time.Sleep(3 * time.Second / 2)
-		l.heartbeat(3, 3, 0)
-		time.Sleep(200 * time.Millisecond)
-		for _, m := range l.take(raftpb.MsgProp) {
+		for range 20 {
+			time.Sleep(100 * time.Millisecond)
+			l.heartbeat(3, 3, 0)
+		}
+		resent := l.take(raftpb.MsgProp)
+		if len(resent) == 0 {
+			t.Error("not sent again, though the leader may not have got it")
+		}
+		for _, m := range resent {
 			if string(m.Context[:16]) != string(again.Context[:16]) {
 				t.Error("sent again under another number")
 			}
 		}
-		l.appendEntries(3, 3, Position{3, 3}, &raftpb.Entry{Term: new(uint64(3)), Data: again.Entries[0].Data})
+		// When the connection to the leader is new, at once; but nothing that was meant for an earlier term.
+		l.r.PeerUp(3)
+		if n := len(l.take(raftpb.MsgProp)); n != 1 {
+			t.Errorf("sent %d commands again over a new connection", n)
+		}
+		l.heartbeat(2, 4, 0)
+		l.r.PeerUp(2)
+		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
+			t.Errorf("sent again in a later term: %v", ms)
+		}
+		l.heartbeat(3, 5, 0)
+		l.appendEntries(3, 5, Position{3, 3}, &raftpb.Entry{Term: new(uint64(3)), Data: again.Entries[0].Data})
 		if n := l.r.pending.commands.Load(); n != 0 {
 			t.Errorf("%d commands are still counted", n)
 		}
