@@ -27,6 +27,7 @@ type lone struct {
 	log     raftLog
 	r       *Replica
 	machine *toy
+	voters  []uint64 // that its checkpoints name
 
 	mu     sync.Mutex
 	sent   []*raftpb.Message
@@ -87,7 +88,7 @@ func startLone(t *testing.T) *lone {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lone{t: t, fs: fs, log: log, machine: machine}
+	l := &lone{t: t, fs: fs, log: log, machine: machine, voters: []uint64{1, 2, 3}}
 	machine.onFlush = func(uint64) {}
 	l.r, err = Start(Config{ID: 1, Origin: 0xabc, Log: watchedLog{log, l}, Machine: machine, Transport: l,
 		Applied: machine.state.Applied, ConfState: machine.state.ConfState})
@@ -325,7 +326,7 @@ func TestLostIsProposedAgain(t *testing.T) {
 // discarded.
 func (l *lone) snapshot(leader, term uint64, p Position, commands ...string) *atomic.Int32 {
 	l.t.Helper()
-	dir, cs := fmt.Sprintf("received-%d", p.Index), EncodeConfState([]uint64{1, 2, 3}, nil)
+	dir, cs := fmt.Sprintf("received-%d", p.Index), EncodeConfState(l.voters, nil)
 	err := l.fs.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = writeToy(l.fs, dir, "toy", toyState{Applied: p, ConfState: cs, Commands: commands})
@@ -408,6 +409,36 @@ func TestHeldDuringInstall(t *testing.T) {
 		hs, err := reconcile(l.log, Position{50, 2}, slog.New(slog.DiscardHandler))
 		if last, _ := l.log.LastIndex(); err != nil || hs.GetTerm() != 9 || hs.GetVote() != 3 || last != 51 {
 			t.Errorf("the log ends at %d and holds %v, %v", last, hs, err)
+		}
+	})
+}
+
+// TestSnapshotBringsMembers: a checkpoint brings the members of its moment, and what changes them later is judged and kept
+// as a change of those.
+func TestSnapshotBringsMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 2, 0)
+		l.voters = []uint64{1, 2, 3, 4, 5}
+		l.snapshot(2, 2, Position{50, 2})
+		if got := l.r.Status().Voters; !slices.Equal(got, l.voters) {
+			t.Errorf("voters %v", got)
+		}
+		data, err := proto.Marshal(&raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
+			{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(uint64(4))},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(2)),
+			Index: new(uint64(50)), LogTerm: new(uint64(2)), Commit: new(uint64(51)), Entries: []*raftpb.Entry{
+				{Type: raftpb.EntryConfChangeV2.Enum(), Index: new(uint64(51)), Term: new(uint64(2)), Data: data},
+			}})
+		synctest.Wait()
+		l.machine.mu.Lock()
+		defer l.machine.mu.Unlock()
+		if voters, _, err := DecodeConfState(l.machine.state.ConfState); !slices.Equal(voters, []uint64{1, 2, 3, 5}) || err != nil {
+			t.Errorf("kept as voters: %v, %v", voters, err)
 		}
 	})
 }
