@@ -27,6 +27,7 @@ type lone struct {
 	log     raftLog
 	r       *Replica
 	machine *toy
+	voters  []uint64 // that its checkpoints name
 
 	mu     sync.Mutex
 	sent   []*raftpb.Message
@@ -87,7 +88,7 @@ func startLone(t *testing.T) *lone {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lone{t: t, fs: fs, log: log, machine: machine}
+	l := &lone{t: t, fs: fs, log: log, machine: machine, voters: []uint64{1, 2, 3}}
 	machine.onFlush = func(uint64) {}
 	l.r, err = Start(Config{ID: 1, Origin: 0xabc, Log: watchedLog{log, l}, Machine: machine, Transport: l,
 		Applied: machine.state.Applied, ConfState: machine.state.ConfState})
@@ -287,15 +288,31 @@ func TestLostIsProposedAgain(t *testing.T) {
 		}
 
 		// Without a change of term it is sent again under the same number, so that the leader takes it once.
-		time.Sleep(3 * time.Second / 2)
-		l.heartbeat(3, 3, 0)
-		time.Sleep(200 * time.Millisecond)
-		for _, m := range l.take(raftpb.MsgProp) {
+		for range 20 {
+			time.Sleep(100 * time.Millisecond)
+			l.heartbeat(3, 3, 0)
+		}
+		resent := l.take(raftpb.MsgProp)
+		if len(resent) == 0 {
+			t.Error("not sent again, though the leader may not have got it")
+		}
+		for _, m := range resent {
 			if string(m.Context[:16]) != string(again.Context[:16]) {
 				t.Error("sent again under another number")
 			}
 		}
-		l.appendEntries(3, 3, Position{3, 3}, &raftpb.Entry{Term: new(uint64(3)), Data: again.Entries[0].Data})
+		// When the connection to the leader is new, at once; but nothing that was meant for an earlier term.
+		l.r.PeerUp(3)
+		if n := len(l.take(raftpb.MsgProp)); n != 1 {
+			t.Errorf("sent %d commands again over a new connection", n)
+		}
+		l.heartbeat(2, 4, 0)
+		l.r.PeerUp(2)
+		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
+			t.Errorf("sent again in a later term: %v", ms)
+		}
+		l.heartbeat(3, 5, 0)
+		l.appendEntries(3, 5, Position{3, 3}, &raftpb.Entry{Term: new(uint64(3)), Data: again.Entries[0].Data})
 		if n := l.r.pending.commands.Load(); n != 0 {
 			t.Errorf("%d commands are still counted", n)
 		}
@@ -309,7 +326,7 @@ func TestLostIsProposedAgain(t *testing.T) {
 // discarded.
 func (l *lone) snapshot(leader, term uint64, p Position, commands ...string) *atomic.Int32 {
 	l.t.Helper()
-	dir, cs := fmt.Sprintf("received-%d", p.Index), EncodeConfState([]uint64{1, 2, 3}, nil)
+	dir, cs := fmt.Sprintf("received-%d", p.Index), EncodeConfState(l.voters, nil)
 	err := l.fs.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = writeToy(l.fs, dir, "toy", toyState{Applied: p, ConfState: cs, Commands: commands})
@@ -392,6 +409,36 @@ func TestHeldDuringInstall(t *testing.T) {
 		hs, err := reconcile(l.log, Position{50, 2}, slog.New(slog.DiscardHandler))
 		if last, _ := l.log.LastIndex(); err != nil || hs.GetTerm() != 9 || hs.GetVote() != 3 || last != 51 {
 			t.Errorf("the log ends at %d and holds %v, %v", last, hs, err)
+		}
+	})
+}
+
+// TestSnapshotBringsMembers: a checkpoint brings the members of its moment, and what changes them later is judged and kept
+// as a change of those.
+func TestSnapshotBringsMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 2, 0)
+		l.voters = []uint64{1, 2, 3, 4, 5}
+		l.snapshot(2, 2, Position{50, 2})
+		if got := l.r.Status().Voters; !slices.Equal(got, l.voters) {
+			t.Errorf("voters %v", got)
+		}
+		data, err := proto.Marshal(&raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
+			{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(uint64(4))},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(2)),
+			Index: new(uint64(50)), LogTerm: new(uint64(2)), Commit: new(uint64(51)), Entries: []*raftpb.Entry{
+				{Type: raftpb.EntryConfChangeV2.Enum(), Index: new(uint64(51)), Term: new(uint64(2)), Data: data},
+			}})
+		synctest.Wait()
+		l.machine.mu.Lock()
+		defer l.machine.mu.Unlock()
+		if voters, _, err := DecodeConfState(l.machine.state.ConfState); !slices.Equal(voters, []uint64{1, 2, 3, 5}) || err != nil {
+			t.Errorf("kept as voters: %v, %v", voters, err)
 		}
 	})
 }
