@@ -8,6 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
 // episodeCalls is how many calls an episode has. A failing one is shortened, so it is not to be long; each begins with
@@ -67,4 +71,87 @@ func runEpisode(p *pair, seed, episode uint64, calls int) error {
 		}
 	}
 	return p.do([]op{{verb: "settle"}})
+}
+
+// TestNotices makes one system get other requests than the other, and wants that to be noticed and to be told in a few
+// lines; a suite that compares nothing finds nothing.
+func TestNotices(t *testing.T) {
+	defer func() { systems.trivet.alter = nil }()
+	for what, alter := range map[string]func(proto.Message){
+		"value of a put": func(m proto.Message) {
+			if p, ok := m.(*pb.PutRequest); ok && string(p.Key) == "b" {
+				p.Value = append(p.Value, '!')
+			}
+		},
+		"a lease": func(m proto.Message) {
+			if p, ok := m.(*pb.PutRequest); ok {
+				p.Lease = 0
+			}
+		},
+		"an error's text": func(m proto.Message) {
+			if r, ok := m.(*pb.CompactionRequest); ok {
+				r.Revision += 1000
+			}
+		},
+	} {
+		systems.trivet.alter = nil
+		if err := systems.begin(false); err != nil {
+			t.Fatal(err)
+		}
+		systems.trivet.alter = alter
+		err := systems.run(noticeable(t), false)
+		var d *difference
+		if errors.As(err, &d) && d.void {
+			t.Skipf("the machine stood still: %v", err)
+		}
+		if err == nil {
+			t.Errorf("%s: not noticed", what)
+			continue
+		}
+		if shortened, _ := shorten(t, systems.done, err); len(shortened) > 3 {
+			t.Errorf("%s: shortened only to\n%s", what, formatScript(shortened))
+		}
+	}
+}
+
+func noticeable(t *testing.T) []op {
+	text := `
+m1 Lease.LeaseGrant ID:5 TTL:1000
+m1 watch w create_request:{key:"a" range_end:"z"}
+m1 KV.Put key:"a" value:"1"
+m2 KV.Put key:"b" value:"2" lease:5
+m3 KV.Put key:"c" value:"3"
+m3 KV.Range key:"a"
+m1 KV.DeleteRange key:"a" range_end:"c"
+m1 KV.Txn success:{request_put:{key:"d"}} success:{request_put:{key:"e"}}
+settle
+! m2 KV.Compact revision:0
+m1 KV.Range key:"a" range_end:"z"
+m2 KV.Put key:"a" value:"9"
+`
+	ops, err := parseScript(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ops
+}
+
+// TestScriptForm prints scripts and reads them again.
+func TestScriptForm(t *testing.T) {
+	if err := systems.begin(false); err != nil {
+		t.Fatal(err)
+	}
+	d := newDriver(&systems, 1, 1)
+	var ops []op
+	for len(ops) < 500 {
+		ops = append(ops, d.next()...)
+	}
+	text := formatScript(ops)
+	again, err := parseScript(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := formatScript(again); got != text {
+		t.Error("a script is another one when it is read again")
+	}
 }

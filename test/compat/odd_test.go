@@ -138,6 +138,36 @@ func TestKeepAliveStream(t *testing.T) {
 	})
 }
 
+// TestProgress waits until watchers are told of progress that they did not ask for.
+func TestProgress(t *testing.T) {
+	ask(t, func(ctx context.Context, s *target) (string, error) {
+		w, err := pb.NewWatchClient(s.conns[1]).Watch(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, notify := range []bool{false, true} {
+			create := &pb.WatchCreateRequest{Key: []byte("k"), ProgressNotify: notify}
+			if err := w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil {
+				return "", err
+			}
+		}
+		if _, err := pb.NewKVClient(s.conns[1]).Put(ctx, &pb.PutRequest{Key: []byte("other")}); err != nil {
+			return "", err
+		}
+		var told strings.Builder
+		for range 4 { // two creations, two notifications
+			r, err := w.Recv()
+			if err != nil {
+				return told.String(), err
+			}
+			if !r.Created {
+				fmt.Fprintf(&told, "watch id %d is at %d: %d events\n", r.WatchId, r.Header.Revision-s.base, len(r.Events))
+			}
+		}
+		return told.String(), nil
+	})
+}
+
 // TestFragments replays more than one message holds.
 func TestFragments(t *testing.T) {
 	ask(t, func(ctx context.Context, s *target) (string, error) {

@@ -26,14 +26,15 @@ const patience = 15 * time.Second
 
 // flags go to both systems. The election timeout is long so that a busy machine does not change leaders; the rest of a
 // cluster's flags come from package cluster.
-var flags = []string{"--heartbeat-interval=200", "--election-timeout=3000"}
+var flags = []string{"--heartbeat-interval=200", "--election-timeout=3000", "--watch-progress-notify-interval=2s"}
 
 // target is one of the two systems: a cluster of its members, and the connections to them.
 type target struct {
 	name    string
 	command []string
 	dir     string
-	extra   []string // flags of this cluster alone
+	extra   []string            // flags of this cluster alone
+	alter   func(proto.Message) // changes the requests to this system: to see whether anybody notices
 	starts  int
 	cluster *cluster.Cluster
 	conns   []*grpc.ClientConn
@@ -187,6 +188,9 @@ func (t *target) call(o op) outcome {
 	}
 	out := outcome{}
 	req := t.request(o.req)
+	if t.alter != nil {
+		t.alter(req)
+	}
 	out.answers, err = invoke(ctx, t.conns[o.member], m, req)
 	if err != nil {
 		out.err = status.Convert(err)

@@ -1,0 +1,210 @@
+package compat
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// own are the values in a JSON answer that differ by right. Revisions are made relative as in scripts.
+var (
+	ownNumbers = regexp.MustCompile(`"(cluster_id|member_id|raft_term|raftTerm|leader|raftIndex|raftAppliedIndex|dbSize|dbSizeInUse)":"[0-9]+"`)
+	ownID      = regexp.MustCompile(`"ID":"[0-9]{15,}"`)
+	memberName = regexp.MustCompile(`"name":"m[123]"`)
+	ownPort    = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
+	revision   = regexp.MustCompile(`"((?:create_|mod_|compact_|hash_)?revision)":"([0-9]+)"`)
+)
+
+// json leaves out of an answer what differs by right: besides the above the order of members, which is that of their ids,
+// and the spaces that the protobuf library varies by the binary it is in.
+func (t *target) json(body string) string {
+	var compact bytes.Buffer
+	if json.Compact(&compact, []byte(body)) == nil {
+		body = compact.String()
+	}
+	body = strings.ReplaceAll(strings.TrimSpace(body), "\u00a0", " ")
+	body = memberName.ReplaceAllString(body, `"name":"m"`)
+	body = ownNumbers.ReplaceAllString(body, `"$1":"1"`)
+	body = ownID.ReplaceAllString(body, `"ID":"1"`)
+	body = ownPort.ReplaceAllString(body, "127.0.0.1:1")
+	return revision.ReplaceAllStringFunc(body, func(s string) string {
+		m := revision.FindStringSubmatch(s)
+		i, err := strconv.ParseInt(m[2], 10, 64)
+		if err != nil {
+			return s
+		}
+		return fmt.Sprintf(`"%s":"%d"`, m[1], i-t.base+1)
+	})
+}
+
+// gatewayCall is one HTTP request. REV+n in a body stands for the revision that a script calls n.
+type gatewayCall struct {
+	method, path, body string
+	lines              int // of a stream: how many to read
+}
+
+func post(path, body string) gatewayCall { return gatewayCall{method: "POST", path: path, body: body} }
+
+var gatewayCalls = []gatewayCall{
+	post("/v3/kv/put", `{"key":"YQ==","value":"MQ=="}`),
+	post("/v3/kv/put", `{"key":"YQ==","value":"Mg==","prev_kv":true}`),
+	post("/v3/kv/put", `{"key":"YQ==","value":"Mw==","prevKv":true}`),
+	post("/v3/kv/put", `{"key":"YQ==","value":"_-8="}`),
+	post("/v3/kv/put", `{"key":"Yg","value":"/+8="}`),
+	post("/v3/kv/put", `{"key":"","value":"MQ=="}`),
+	post("/v3/kv/put", `{"value":"MQ=="}`),
+	post("/v3/kv/put", `{"key":"YQ==","lease":"77"}`),
+	post("/v3/kv/put", `{"key":"YQ==","lease":77}`),
+	post("/v3/kv/put", `{"key":"YQ==","lease":"x"}`),
+	post("/v3/kv/put", `{"key":"YQ==","lease":1.5}`),
+	post("/v3/kv/put", `{"key":"YQ==","lease":"99999999999999999999"}`),
+	post("/v3/kv/put", `{"key":"!!"}`),
+	post("/v3/kv/put", `{"key":7}`),
+	post("/v3/kv/put", `{"key":null}`),
+	post("/v3/kv/put", `{"key":"YQ==","ignore_value":true}`),
+	post("/v3/kv/put", `{"key":"YQ==","ignore_value":"true"}`),
+	post("/v3/kv/put", `{"key":"YQ==","nonsense":1}`),
+	post("/v3/kv/put", `{"key":"YQ==","key":"Yg=="}`),
+	post("/v3/kv/put", `{"key":"YQ=="`),
+	post("/v3/kv/put", `{"key":"YQ=="} x`),
+	post("/v3/kv/put", ``),
+	post("/v3/kv/put", `[]`),
+	post("/v3/kv/put", `null`),
+	post("/v3/kv/put", `"x"`),
+	post("/v3/kv/put", `{}`),
+	post("/v3/kv/range", `{"key":"YQ=="}`),
+	post("/v3/kv/range", `{"key":"YQ==","range_end":"eg=="}`),
+	post("/v3/kv/range", `{"key":"AA==","range_end":"AA==","limit":1,"sort_order":"DESCEND","sort_target":"KEY"}`),
+	post("/v3/kv/range", `{"key":"AA==","range_end":"AA==","limit":"1","sort_order":2,"sort_target":0}`),
+	post("/v3/kv/range", `{"key":"AA==","range_end":"AA==","sort_order":"UP"}`),
+	post("/v3/kv/range", `{"key":"AA==","range_end":"AA==","sort_order":9}`),
+	post("/v3/kv/range", `{"key":"AA==","range_end":"AA==","count_only":true}`),
+	post("/v3/kv/range", `{"key":"AA==","range_end":"AA==","keys_only":true,"serializable":true}`),
+	post("/v3/kv/range", `{"key":"YQ==","revision":"REV+2"}`),
+	post("/v3/kv/range", `{"key":"YQ==","revision":"REV+99"}`),
+	post("/v3/kv/range", `{"key":"bm90aGluZw=="}`),
+	post("/v3/kv/range", `{}`),
+	post("/v3/kv/txn", `{"compare":[{"target":"VALUE","key":"YQ==","value":"/+8="}],"success":[{"request_put":{"key":"Yw==","value":"MQ=="}}],"failure":[{"requestRange":{"key":"YQ=="}}]}`),
+	post("/v3/kv/txn", `{"compare":[{"target":"MOD","result":"GREATER","key":"YQ==","modRevision":"REV+1"}],"success":[{"requestDeleteRange":{"key":"Yw==","prev_kv":true}},{"requestRange":{"key":"YQ==","range_end":"eg=="}},{"request_txn":{"success":[{"requestPut":{"key":"ZA=="}}]}}]}`),
+	post("/v3/kv/txn", `{"compare":[{"target":"NONSENSE","key":"YQ=="}]}`),
+	post("/v3/kv/txn", `{"success":[{}]}`),
+	post("/v3/kv/txn", `{"success":[{"requestPut":{"key":"YQ=="},"requestRange":{"key":"YQ=="}}]}`),
+	post("/v3/kv/txn", `{"success":[{"requestPut":{"key":"YQ=="}},{"requestPut":{"key":"YQ=="}}]}`),
+	post("/v3/kv/txn", `{}`),
+	post("/v3/kv/deleterange", `{"key":"ZA==","prev_kv":true}`),
+	post("/v3/kv/deleterange", `{"key":"ZA=="}`),
+	post("/v3/kv/deleterange", `{}`),
+	post("/v3/lease/grant", `{"ID":"7","TTL":"1000"}`),
+	post("/v3/lease/grant", `{"ID":7,"TTL":1000}`),
+	post("/v3/lease/grant", `{"TTL":"9000000001"}`),
+	post("/v3/kv/put", `{"key":"bA==","lease":"7"}`),
+	post("/v3/lease/keepalive", `{"ID":"7"}`),
+	post("/v3/lease/keepalive", `{"ID":"8"}`),
+	post("/v3/lease/timetolive", `{"ID":"8","keys":true}`),
+	post("/v3/kv/lease/timetolive", `{"ID":"8"}`),
+	post("/v3/lease/leases", `{}`),
+	post("/v3/kv/lease/leases", `{}`),
+	post("/v3/lease/revoke", `{"ID":"7"}`),
+	post("/v3/lease/revoke", `{"ID":"7"}`),
+	post("/v3/kv/lease/revoke", `{"ID":"7"}`),
+	{method: "POST", path: "/v3/watch", body: `{"create_request":{"key":"YQ==","range_end":"eg==","start_revision":"REV+2","prev_kv":true}}`, lines: 1},
+	{method: "POST", path: "/v3/watch", body: `{"create_request":{"key":"Yg==","range_end":"YQ=="}}`, lines: 1},
+	{method: "POST", path: "/v3/watch", body: `{"create_request":{"key":"YQ==","start_revision":"-1"}}`, lines: 1},
+	post("/v3/kv/compaction", `{"revision":"REV+4"}`),
+	post("/v3/kv/compaction", `{"revision":"REV+4","physical":true}`),
+	post("/v3/kv/compaction", `{"revision":"REV+999"}`),
+	post("/v3/kv/range", `{"key":"YQ==","revision":"REV+2"}`),
+	post("/v3/maintenance/hashkv", `{}`),
+	post("/v3/maintenance/status", `{}`),
+	post("/v3/maintenance/alarm", `{}`),
+	post("/v3/maintenance/defragment", `{}`),
+	post("/v3/cluster/member/list", `{}`),
+	post("/v3/cluster/member/list", `{"linearizable":true}`),
+	post("/v3/auth/status", `{}`),
+	post("/v3/auth/authenticate", `{"name":"root","password":"x"}`),
+	{method: "GET", path: "/v3/kv/range"},
+	{method: "PUT", path: "/v3/kv/put", body: `{"key":"YQ=="}`},
+	{method: "GET", path: "/v3/nothing"},
+	post("/v3/nothing", `{}`),
+	post("/v3/kv/put/", `{"key":"YQ=="}`),
+	post("/v3//kv/put", `{"key":"YQ=="}`),
+	post("/nothing", `{}`),
+	{method: "GET", path: "/"},
+	{method: "GET", path: "/version"},
+	{method: "GET", path: "/health"},
+}
+
+// TestGateway makes calls over HTTP and wants status, content type and body equal, byte for byte.
+func TestGateway(t *testing.T) {
+	if err := systems.begin(false); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range gatewayCalls {
+		got := make(chan [2]string, 2)
+		_ = systems.both(func(s *target) error {
+			s.behind = true
+			if err := s.caughtUp(); err != nil {
+				got <- [2]string{s.name, err.Error()}
+				return nil
+			}
+			text, err := s.http(c)
+			if err != nil {
+				text += "\nended: " + err.Error()
+			}
+			got <- [2]string{s.name, text}
+			return nil
+		})
+		a, b := <-got, <-got
+		if a[1] != b[1] {
+			t.Errorf("%s %s %s\n%s: %s\n%s: %s", c.method, c.path, c.body, a[0], a[1], b[0], b[1])
+		}
+	}
+}
+
+func (t *target) http(c gatewayCall) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	body := regexp.MustCompile(`REV\+[0-9]+`).ReplaceAllStringFunc(c.body, func(s string) string {
+		i, err := strconv.ParseInt(s[len("REV+"):], 10, 64)
+		if err != nil {
+			return s
+		}
+		return fmt.Sprint(t.base - 1 + i)
+	})
+	req, err := http.NewRequestWithContext(ctx, c.method, "http://"+t.cluster.Members[0].Client+c.path, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: time.Minute}
+	r, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	text := fmt.Sprintf("%d %s %s\n", r.StatusCode, r.Header.Get("Content-Type"), ownPort.ReplaceAllString(r.Header.Get("Location"), "127.0.0.1:1"))
+	if c.lines == 0 {
+		all, err := io.ReadAll(r.Body)
+		return text + t.json(string(all)), err
+	}
+	lines := bufio.NewReader(r.Body)
+	for range c.lines {
+		line, err := lines.ReadString('\n')
+		text += t.json(line)
+		if err == io.EOF {
+			return text, nil
+		}
+		if err != nil {
+			return text, err
+		}
+	}
+	return text, nil
+}
