@@ -139,7 +139,9 @@ func TestForeignImports(t *testing.T) {
 			if s.test && len(allowed[rule]) > 0 {
 				continue // tests may look at more, but not at what nobody may
 			}
-			if !slices.ContainsFunc(allowed[rule], func(dir string) bool { return s.dir == dir || strings.HasPrefix(s.dir, dir+"/") && (dir == "examples" || dir == "bench") }) {
+			if !slices.ContainsFunc(allowed[rule], func(dir string) bool {
+				return s.dir == dir || strings.HasPrefix(s.dir, dir+"/") && (dir == "examples" || dir == "bench")
+			}) {
 				t.Errorf("%s: may not import %s", s.path, i)
 			}
 		}
