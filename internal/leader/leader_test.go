@@ -128,6 +128,15 @@ func TestDeposedLeader(t *testing.T) {
 	})
 }
 
+// TestExtend: a new leader gives all leases the time that its election may have taken, in which nobody could renew them.
+func TestExtend(t *testing.T) {
+	inWorld(t, 2, Options{Extend: 5 * time.Second}, func(t *testing.T, w *world) {
+		must(t, w.grant(1, 10))
+		w.elect(1, 0)
+		between(t, "the lease", w.gone(1, time.Minute), 15*time.Second, 16*time.Second)
+	})
+}
+
 // TestLedAgain: a member lost and regained leadership, and was given another state in between, before its server ended the
 // jobs of the first term. They look at a table that is none any more, so they must answer nothing, although the member
 // leads.

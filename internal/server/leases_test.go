@@ -5,7 +5,9 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
@@ -53,6 +55,17 @@ func TestLeadsByMajority(t *testing.T) {
 		if err := leader.leads(t.Context(), term); err != nil {
 			t.Fatal(err)
 		}
+		for _, cmd := range []*command.Command{
+			{LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 1000}}, {LeaseGrant: &command.LeaseGrant{ID: 2, TTL: 1000}},
+			{LeaseRevoke: &command.LeaseRevoke{ID: 1}},
+		} {
+			if r, err := leader.Propose(t.Context(), cmd); err != nil || r.Err != nil {
+				t.Fatal(err, r.Err)
+			}
+		}
+		if n := leader.LeaseStats().Leases; n != 1 {
+			t.Errorf("it has the clocks of %d leases, one is left", n)
+		}
 		if err := leader.leads(t.Context(), term-1); !errors.Is(err, kv.ErrNotLeader) {
 			t.Errorf("in a term that is over: %v", err)
 		}
@@ -64,6 +77,10 @@ func TestLeadsByMajority(t *testing.T) {
 		}
 		if now := leader.replica.Status(); now.Leader != leader.identity.MemberID || now.Term != term {
 			t.Errorf("the leader had given up already: %+v", now)
+		}
+		time.Sleep(5 * time.Second)
+		if n := leader.LeaseStats().Leases; n != 0 {
+			t.Errorf("deposed, it has the clocks of %d leases", n)
 		}
 		c.network.Heal()
 		for i := range 3 {
