@@ -1,6 +1,6 @@
 # What one types most. Everything here is an ordinary command of Go; see .ci/run for all that is checked.
 
-.PHONY: build dev test compat check
+.PHONY: build dev test compat check versus
 
 build: ## the static binary, bin/trivet, and the names of etcd's tools beside it
 	CGO_ENABLED=0 go build -trimpath -o bin/trivet ./cmd/trivet
@@ -19,3 +19,6 @@ compat: ## the same calls to etcd and to Trivet, and the same answers
 
 check: ## everything that must hold before a change is taken
 	.ci/run
+
+versus: ## measure beside etcd, half an hour; ARGS='--only put --rounds 5' for less, see docs/performance.md
+	go run ./bench/versus $(ARGS)

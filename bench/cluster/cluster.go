@@ -1,5 +1,5 @@
 // Package cluster starts a cluster as real processes on loopback and reads from /proc what they cost. It knows nothing of
-// what is inside: any binary that takes etcd's flags will do.
+// what is inside: any binary that takes etcd's flags will do. What it reads is there on Linux alone.
 package cluster
 
 import (
@@ -12,8 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,7 +38,8 @@ type Member struct {
 	args               []string
 	dir                string
 	process            *exec.Cmd
-	exited             chan struct{}
+	exited             chan struct{} // closed when process has ended
+	spent              atomic.Int64  // CPU time of processes that have ended, in ns; complete when exited is closed
 }
 
 // Start starts n members with command, the binary and its leading arguments, and waits until each answers a linearizable
@@ -83,16 +86,17 @@ func (m *Member) Start() error {
 		return err
 	}
 	defer out.Close()
-	m.process = exec.Command(m.args[0], m.args[1:]...)
-	m.process.Stdout, m.process.Stderr = out, out
-	m.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := m.process.Start(); err != nil {
+	process := exec.Command(m.args[0], m.args[1:]...)
+	process.Stdout, process.Stderr = out, out
+	process.SysProcAttr = procAttr()
+	if err := process.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", m.Name, err)
 	}
 	exited := make(chan struct{})
-	m.exited = exited
+	m.process, m.exited = process, exited
 	go func() {
-		_ = m.process.Wait()
+		_ = process.Wait()
+		m.spent.Add(int64(process.ProcessState.UserTime() + process.ProcessState.SystemTime()))
 		close(exited)
 	}()
 	return nil
@@ -114,12 +118,21 @@ func (m *Member) Ready(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not answer: %w; its log is %s.log", m.Name, err, m.dir)
+			return fmt.Errorf("%s does not answer: %w\n%s", m.Name, err, m.log())
 		case <-m.exited:
-			return fmt.Errorf("%s has ended; its log is %s.log", m.Name, m.dir)
+			return fmt.Errorf("%s has ended:\n%s", m.Name, m.log())
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// log is the end of what the member has logged.
+func (m *Member) log() []byte {
+	b, err := os.ReadFile(m.dir + ".log")
+	if err != nil {
+		return []byte(err.Error())
+	}
+	return b[max(0, len(b)-2000):]
 }
 
 // Dial connects to the member. Answers of any size are taken, and a member that restarts is found again at once.
@@ -158,11 +171,53 @@ func (m *Member) status(ctx context.Context) (*pb.StatusResponse, error) {
 	return pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
 }
 
+// Others are the members except m.
+func (c *Cluster) Others(m *Member) []*Member {
+	return slices.DeleteFunc(slices.Clone(c.Members), func(o *Member) bool { return o == m })
+}
+
+// Pause stops the processes of all members where they are, so that an idle cluster costs nothing; Resume lets them go
+// on, and returns when each has answered a linearizable read.
+func (c *Cluster) Pause() error {
+	var errs []error
+	for _, m := range c.Members {
+		errs = append(errs, m.Signal(syscall.SIGSTOP))
+	}
+	return errors.Join(errs...)
+}
+
+// Resume is the end of a Pause.
+func (c *Cluster) Resume(ctx context.Context) error {
+	for _, m := range c.Members {
+		if err := m.Signal(syscall.SIGCONT); err != nil {
+			return err
+		}
+	}
+	for _, m := range c.Members {
+		if err := m.Ready(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Signal sends a signal to the member's process; Wait waits for its end.
 func (m *Member) Signal(s syscall.Signal) error { return m.process.Process.Signal(s) }
 
 // Wait waits until the member's process has ended.
 func (m *Member) Wait() { <-m.exited }
+
+// Kill ends the member's process as kill -9 does, and waits until it is gone.
+func (m *Member) Kill() error {
+	if err := m.Signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	m.Wait()
+	return nil
+}
+
+// Exited is closed when the member's process has ended.
+func (m *Member) Exited() <-chan struct{} { return m.exited }
 
 // PID is the member's process id.
 func (m *Member) PID() int { return m.process.Process.Pid }
@@ -172,6 +227,10 @@ func (c *Cluster) Close() error {
 	for _, m := range c.Members {
 		if m.process != nil {
 			_ = m.process.Process.Kill()
+		}
+	}
+	for _, m := range c.Members {
+		if m.process != nil {
 			<-m.exited
 		}
 	}
@@ -181,23 +240,43 @@ func (c *Cluster) Close() error {
 // clockTick is the unit of CPU times in /proc: USER_HZ, 100 on every Linux that Go runs on.
 const clockTick = 10 * time.Millisecond
 
-// CPU is the user and system time that all members together have used.
+// CPU is the user and system time that all members together have used, in all their lives.
 func (c *Cluster) CPU() (time.Duration, error) {
 	var total time.Duration
 	for _, m := range c.Members {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.PID()))
+		d, err := m.cpu()
 		if err != nil {
 			return 0, err
 		}
-		// The second field is the name in brackets and may hold spaces; utime and stime are fields 14 and 15.
-		fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-		for _, f := range fields[11:13] {
-			ticks, err := strconv.ParseInt(f, 10, 64)
-			if err != nil {
-				return 0, err
-			}
-			total += time.Duration(ticks) * clockTick
+		total += d
+	}
+	return total, nil
+}
+
+func (m *Member) cpu() (time.Duration, error) {
+	select {
+	case <-m.exited:
+		return time.Duration(m.spent.Load()), nil
+	default:
+	}
+	spent := time.Duration(m.spent.Load()) // of earlier processes: read before this one can have ended
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", m.PID()))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		<-m.exited // it is just ending
+		return time.Duration(m.spent.Load()), nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	// The second field is the name in brackets and may hold spaces; utime and stime are fields 14 and 15.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	total := spent
+	for _, f := range fields[11:13] {
+		ticks, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, err
 		}
+		total += time.Duration(ticks) * clockTick
 	}
 	return total, nil
 }

@@ -4,7 +4,7 @@ package load
 
 import (
 	"context"
-	"math/bits"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,12 +17,20 @@ import (
 // Op is one request. Client counts the clients from 0, n the requests of this client.
 type Op func(ctx context.Context, conn *grpc.ClientConn, client, n int) error
 
+// Load is so many clients that send Op to the members, spread evenly over them.
+type Load struct {
+	To      []*cluster.Member
+	Clients int
+	Op      Op
+}
+
 // Result is what a run measured.
 type Result struct {
 	Ops, Errors int64
+	First       error // the first error, if there was one
 	Took        time.Duration
 	CPU         time.Duration // of all members, while the run took
-	Latency     Histogram
+	Latency     Histogram     // of the requests that had no error
 }
 
 // PerSecond is the throughput.
@@ -34,32 +42,56 @@ func (r *Result) CPUPerOp() time.Duration { return r.CPU / time.Duration(max(r.O
 // clientsPerConn is how many clients share a connection.
 const clientsPerConn = 32
 
-// Run lets clients send op to the members, spread evenly, for the given time.
-func Run(ctx context.Context, c *cluster.Cluster, to []*cluster.Member, clients int, d time.Duration, op Op) (Result, error) {
-	conns := make([]*grpc.ClientConn, max(len(to), (clients+clientsPerConn-1)/clientsPerConn))
-	for i := range conns {
-		conn, err := to[i%len(to)].Dial()
-		if err != nil {
-			return Result{}, err
-		}
-		defer conn.Close()
-		conns[i] = conn
-	}
+// For runs the load for the given time, or until the context ends.
+func (l Load) For(ctx context.Context, c *cluster.Cluster, d time.Duration) (Result, error) {
 	var stop atomic.Bool
+	timer := time.AfterFunc(d, func() { stop.Store(true) })
+	defer timer.Stop()
+	return l.run(ctx, c, func(int) bool { return !stop.Load() })
+}
+
+// Each runs the load until every client has sent n requests. Any error ends it.
+func (l Load) Each(ctx context.Context, c *cluster.Cluster, n int) (Result, error) {
+	var failed atomic.Bool
+	op := l.Op
+	l.Op = func(ctx context.Context, conn *grpc.ClientConn, client, n int) error {
+		err := op(ctx, conn, client, n)
+		if err != nil {
+			failed.Store(true)
+		}
+		return err
+	}
+	r, err := l.run(ctx, c, func(sent int) bool { return !failed.Load() && sent < n })
+	if err == nil && r.First != nil {
+		err = fmt.Errorf("after %d of %d requests: %w", r.Ops, n*l.Clients, r.First)
+	}
+	return r, err
+}
+
+// run lets every client send as long as more says so.
+func (l Load) run(ctx context.Context, c *cluster.Cluster, more func(sent int) bool) (Result, error) {
+	conns, hangUp, err := Dial(l.To, max(len(l.To), (l.Clients+clientsPerConn-1)/clientsPerConn))
+	if err != nil {
+		return Result{}, err
+	}
+	defer hangUp()
 	var wg sync.WaitGroup
-	results := make([]Result, clients)
+	results := make([]Result, l.Clients)
 	before, err := c.CPU()
 	if err != nil {
 		return Result{}, err
 	}
 	start := time.Now()
-	for i := range clients {
+	for i := range l.Clients {
 		wg.Go(func() {
 			r, conn := &results[i], conns[i%len(conns)]
-			for n := 0; !stop.Load() && ctx.Err() == nil; n++ {
+			for n := 0; ctx.Err() == nil && more(n); n++ {
 				begin := time.Now()
-				if err := op(ctx, conn, i, n); err != nil {
+				if err := l.Op(ctx, conn, i, n); err != nil {
 					r.Errors++
+					if r.First == nil {
+						r.First = err
+					}
 					continue
 				}
 				r.Ops++
@@ -67,8 +99,6 @@ func Run(ctx context.Context, c *cluster.Cluster, to []*cluster.Member, clients 
 			}
 		})
 	}
-	timer := time.AfterFunc(d, func() { stop.Store(true) })
-	defer timer.Stop()
 	wg.Wait()
 	total := Result{Took: time.Since(start)}
 	after, err := c.CPU()
@@ -79,54 +109,28 @@ func Run(ctx context.Context, c *cluster.Cluster, to []*cluster.Member, clients 
 	for i := range results {
 		total.Ops += results[i].Ops
 		total.Errors += results[i].Errors
+		if total.First == nil {
+			total.First = results[i].First
+		}
 		total.Latency.Merge(&results[i].Latency)
 	}
 	return total, ctx.Err()
 }
 
-// Histogram counts durations in buckets that are at most 1/16 wide, from 1 µs up.
-type Histogram struct {
-	buckets [64 * 16]uint32
-	count   int64
-}
-
-// Add counts one duration.
-func (h *Histogram) Add(d time.Duration) {
-	h.buckets[bucket(uint64(max(d.Microseconds(), 1)))]++
-	h.count++
-}
-
-// Merge adds the counts of o.
-func (h *Histogram) Merge(o *Histogram) {
-	for i, n := range o.buckets {
-		h.buckets[i] += n
-	}
-	h.count += o.count
-}
-
-// Quantile returns the duration below which the share q of all lies, 0 ≤ q ≤ 1; zero if nothing was counted.
-func (h *Histogram) Quantile(q float64) time.Duration {
-	left := int64(q * float64(h.count))
-	for i, n := range h.buckets {
-		if left -= int64(n); left < 0 {
-			return time.Duration(middle(i)) * time.Microsecond
+// Dial opens n connections, spread evenly over the members; hangUp closes them.
+func Dial(to []*cluster.Member, n int) (conns []*grpc.ClientConn, hangUp func(), err error) {
+	hangUp = func() {
+		for _, c := range conns {
+			_ = c.Close()
 		}
 	}
-	return 0
-}
-
-func bucket(us uint64) int {
-	if us < 16 {
-		return int(us)
+	for i := range n {
+		conn, err := to[i%len(to)].Dial()
+		if err != nil {
+			hangUp()
+			return nil, nil, err
+		}
+		conns = append(conns, conn)
 	}
-	shift := bits.Len64(us) - 5
-	return (shift+1)*16 + int(us>>shift) - 16
-}
-
-func middle(bucket int) uint64 {
-	if bucket < 16 {
-		return uint64(bucket)
-	}
-	shift := bucket/16 - 1
-	return uint64(16+bucket%16)<<shift + uint64(1)<<shift/2
+	return conns, hangUp, nil
 }

@@ -29,10 +29,16 @@ func Main(args []string, stdin *os.File, stdout, stderr io.Writer) int {
 	t := terminal{in: stdin, out: stdout, err: stderr, name: args[0]}
 	err := t.run(strings.TrimSuffix(filepath.Base(args[0]), ".exe"), args[1:])
 	if err != nil {
-		fmt.Fprintf(stderr, "trivet: %v\n", err)
+		fmt.Fprintf(stderr, "trivet: %s\n", sentence(err))
 		return 1
 	}
 	return 0
+}
+
+// sentence is an error on one line. Errors that were joined stand on a line each, and Pebble's for damaged blocks carry a
+// second one, which says nothing.
+func sentence(err error) string {
+	return strings.ReplaceAll(strings.ReplaceAll(err.Error(), "\n<corruption detail carrier>", ""), "\n", "; ")
 }
 
 func (t terminal) run(name string, args []string) error {

@@ -83,8 +83,7 @@ func getURL(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s: %v", args[0], last)
 }
 
-// snapshotTree writes down every file under a folder with its content's length and sum, and when it was changed last, but
-// for the lock, which is empty and is taken by whoever looks.
+// snapshotTree writes down every file under a folder with its content's length and sum, and when it was changed last.
 func snapshotTree(ts *testscript.TestScript, neg bool, args []string) {
 	var b bytes.Buffer
 	err := filepath.Walk(ts.MkAbs(args[0]), func(path string, info os.FileInfo, err error) error {
@@ -92,11 +91,7 @@ func snapshotTree(ts *testscript.TestScript, neg bool, args []string) {
 			return err
 		}
 		content, err := os.ReadFile(path)
-		changed := info.ModTime().UnixNano()
-		if info.Name() == "LOCK" {
-			changed = 0
-		}
-		fmt.Fprintf(&b, "%s %d %x %v %d\n", path, info.Size(), sha256.Sum256(content), info.Mode(), changed)
+		fmt.Fprintf(&b, "%s %d %x %v %d\n", path, info.Size(), sha256.Sum256(content), info.Mode(), info.ModTime().UnixNano())
 		return err
 	})
 	ts.Check(err)
@@ -175,6 +170,24 @@ func TestDevPorts(t *testing.T) {
 	}
 	if _, err := open(false, 5); err == nil || !strings.Contains(err.Error(), "--nodes=5: ") || !strings.Contains(err.Error(), "holds a cluster of 3") {
 		t.Errorf("another number of members: %v", err)
+	}
+	client, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", plan.Members[1].ClientPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved, err := open(false, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range moved.plan.Members {
+		was := plan.Members[i]
+		if m.PeerPort != was.PeerPort || (m.ClientPort == was.ClientPort) != (i != 1) || !portFree(m.ClientPort) {
+			t.Errorf("with %s's client port taken the ports are %+v, before %+v", plan.Members[1].Name, m, was)
+		}
+	}
+	client.Close()
+	if again, err := open(false, 0); err != nil || !slices.Equal(again.plan.Members, plan.Members) {
+		t.Errorf("with the port free again: %v %+v", err, again.plan.Members)
 	}
 	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", plan.Members[1].PeerPort))
 	if err != nil {

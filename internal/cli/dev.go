@@ -53,8 +53,12 @@ func (t terminal) dev(o devOptions) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last when the terminal is closed
 	defer signal.Stop(signals)
+	surviveClosedPipe()
 
 	began := time.Now()
+	if err := checkMemberFlags(o.memberFlags); err != nil {
+		return err
+	}
 	dir, err := openDevDir(o.dataDir, o.fresh, o.nodes)
 	if err != nil {
 		return err
@@ -126,7 +130,7 @@ func (d *devCluster) startAll(signals <-chan os.Signal) error {
 			}
 		case e := <-d.exits:
 			d.exited(e)
-			err = fmt.Errorf("%s ended while it started (%s): %s", e.member.name, e.how(), e.member.lastWords())
+			err = fmt.Errorf("%s ended while it started: %s", e.member.name, e.why())
 		case <-signals:
 			err = fmt.Errorf("stopped before the members were ready")
 		case <-timeout.C:

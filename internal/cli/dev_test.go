@@ -168,3 +168,79 @@ func TestDevKilled(t *testing.T) {
 	d.cmd.Process.Kill()
 	until(t, "members die with their parent", d.membersGone)
 }
+
+// Whoever tells dev twice at once to stop means it once, and a terminal that is closed counts no second time: the members
+// are stopped in good order.
+func TestDevToldTwice(t *testing.T) {
+	d := startDev(t, "--data-dir", filepath.Join(t.TempDir(), "data"), "--nodes", "1")
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	d.stop(syscall.SIGHUP)
+	log, err := os.ReadFile(d.Table.Members[0].Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(log), `"msg":"stopped"`) {
+		t.Errorf("the member was not stopped in good order:\n%s", log)
+	}
+}
+
+func TestImpatience(t *testing.T) {
+	long := time.Now().Add(-time.Minute)
+	if isImpatience(syscall.SIGINT, time.Now().Add(time.Hour)) || isImpatience(syscall.SIGHUP, long) {
+		t.Error("a signal that came with the first, or a closed terminal, counts as a second")
+	}
+	if !isImpatience(syscall.SIGINT, long) || !isImpatience(syscall.SIGTERM, long) {
+		t.Error("a second signal does not count")
+	}
+}
+
+// A reader of dev's messages that goes away does not take the cluster with it.
+func TestDevReaderGone(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts several processes")
+	}
+	path, err := exec.LookPath("trivet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "data")
+	cmd := exec.Command(path, "dev", "--nodes", "1", "--data-dir", dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "Ctrl-C stops everything." {
+	}
+	out.Close()
+	cmd.Process.Signal(syscall.SIGINT) // it says that it stops, to nobody
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "m1.log"))
+	if err != nil || !strings.Contains(string(log), `"msg":"stopped"`) {
+		t.Errorf("the member was not stopped in good order: %v\n%s", err, log)
+	}
+}
+
+// The last words of a member are what its end was about: the message of its last line, or what a crash printed first.
+func TestLastWords(t *testing.T) {
+	for log, want := range map[string]string{
+		`{"msg":"one"}` + "\ntrivet: no space\n":                                         "no space",
+		`{"msg":"one"}` + "\n" + `{"msg":"two"}` + "\n":                                  "two",
+		`{"msg":"one"}` + "\npanic: the end\n\ngoroutine 7 [running]:\nmain.main()\n":    "panic: the end; all of it is in ",
+		"panic: long ago\n\ngoroutine 7\n" + `{"msg":"one"}` + "\ntrivet: other words\n": "other words",
+	} {
+		m := &devMember{logPath: filepath.Join(t.TempDir(), "log")}
+		if err := os.WriteFile(m.logPath, []byte(log), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.lastWords(); !strings.HasPrefix(got, want) {
+			t.Errorf("of %q the last words are %q, want %q", log, got, want)
+		}
+	}
+}

@@ -24,7 +24,8 @@ import (
 //	m1/        the data directory of the first member, and so on
 //	m1.log     its log; m1.log.old what was in it before it grew too long
 //
-// A member's peer URL is part of its identity, so the ports of the first run are those of all later ones.
+// A member's peer URL is part of its identity, so the peer ports of the first run are those of all later ones. A client
+// port that is taken is replaced for one run by the next free one.
 type devDir struct {
 	path string
 	plan devPlan
@@ -58,6 +59,9 @@ func openDevDir(path string, fresh bool, nodes int) (d *devDir, err error) {
 	if nodes != 0 && nodes != 1 && nodes != 3 && nodes != 5 && nodes != 7 {
 		return nil, fmt.Errorf("--nodes=%d: a cluster has an odd number of members, so that one half can outvote the other; write 1, 3, 5 or 7", nodes)
 	}
+	if path == "" {
+		return nil, errors.New("--data-dir: the name is empty; name a directory")
+	}
 	if err := checkDevDir(path); err != nil {
 		return nil, err
 	}
@@ -65,8 +69,12 @@ func openDevDir(path string, fresh bool, nodes int) (d *devDir, err error) {
 		return nil, fmt.Errorf("--data-dir=%s: %w; name a directory that can be written", path, err)
 	}
 	d = &devDir{path: path}
-	if d.lock, err = vfs.Default.Lock(filepath.Join(path, devLockName)); err != nil {
-		return nil, fmt.Errorf("--data-dir=%s: another trivet dev runs in it (%w); stop it, or name another directory", path, err)
+	d.lock, err = vfs.Default.Lock(filepath.Join(path, devLockName))
+	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+		return nil, fmt.Errorf("--data-dir=%s: %w; name a directory that can be written", path, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--data-dir=%s: another trivet dev runs in it; stop it, or name another directory", path)
 	}
 	lock := d.lock
 	defer func() {
@@ -92,7 +100,7 @@ func openDevDir(path string, fresh bool, nodes int) (d *devDir, err error) {
 	if have := len(d.plan.Members); nodes != 0 && nodes != have {
 		return nil, fmt.Errorf("--nodes=%d: the directory %s holds a cluster of %d; leave the flag out, begin anew with --fresh, or name another --data-dir", nodes, path, have)
 	}
-	return d, d.checkPorts()
+	return d, d.settlePorts()
 }
 
 // checkDevDir refuses a directory that holds something else: --fresh must never delete what dev did not make.
@@ -161,15 +169,26 @@ func (d *devDir) makePlan(nodes int) error {
 	return os.Rename(name+".new", name)
 }
 
-// checkPorts makes sure that the ports of the plan are free.
-func (d *devDir) checkPorts() error {
+// settlePorts makes sure that the peer ports of the plan are free, and moves client ports that are not.
+func (d *devDir) settlePorts() error {
+	var taken []int
 	for _, m := range d.plan.Members {
-		for _, p := range []int{m.ClientPort, m.PeerPort} {
-			if !portFree(p) {
-				return fmt.Errorf("port %d on 127.0.0.1 is taken, and %s of the cluster in %s has it; stop what listens there, begin anew with --fresh, or name another --data-dir",
-					p, m.Name, d.path)
+		if !portFree(m.PeerPort) {
+			return fmt.Errorf("port %d on 127.0.0.1 is taken, and %s of the cluster in %s has it; stop what listens there, begin anew with --fresh, or name another --data-dir",
+				m.PeerPort, m.Name, d.path)
+		}
+		taken = append(taken, m.ClientPort, m.PeerPort)
+	}
+	for i := range d.plan.Members {
+		m := &d.plan.Members[i]
+		port := m.ClientPort
+		for !portFree(port) || port != m.ClientPort && slices.Contains(taken, port) {
+			if port++; port > 65000 {
+				return fmt.Errorf("no port is free from %d up for the clients of %s; stop something that listens there", m.ClientPort, m.Name)
 			}
 		}
+		m.ClientPort = port
+		taken = append(taken, port)
 	}
 	return nil
 }

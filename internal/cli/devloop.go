@@ -59,7 +59,7 @@ func (d *devCluster) loop(in io.Reader, signals <-chan os.Signal) error {
 			}
 		case e := <-d.exits:
 			if !e.member.leaving {
-				d.report("%s (process %d) died: %s; %s", e.member.name, e.cmd.Process.Pid, e.how(), e.member.lastWords())
+				d.report("%s (process %d) died: %s", e.member.name, e.cmd.Process.Pid, e.why())
 				if d.interactive {
 					d.report("start %s starts it again", strings.TrimPrefix(e.member.name, "m"))
 				}
@@ -140,6 +140,8 @@ func (d *devCluster) memberCommand(words []string) error {
 	}
 	m := d.members[n-1]
 	switch {
+	case words[0] == "start" && m.running() && m.leaving:
+		return fmt.Errorf("%s is still ending; try again when it has", m.name)
 	case words[0] == "start" && m.running():
 		return fmt.Errorf("%s is running", m.name)
 	case words[0] == "start":
@@ -187,6 +189,7 @@ func (d *devCluster) quit(signals <-chan os.Signal) error {
 // stopAll stops every member that runs and waits for it; those that take too long, or all at a second signal, are killed.
 // It returns how many were.
 func (d *devCluster) stopAll(signals <-chan os.Signal) (killed int) {
+	began := time.Now()
 	if d.load != nil {
 		d.load.stop()
 		d.load = nil
@@ -215,8 +218,10 @@ func (d *devCluster) stopAll(signals <-chan os.Signal) (killed int) {
 		case <-d.ready:
 		case <-timeout.C:
 			killRest()
-		case <-signals:
-			killRest()
+		case s := <-signals:
+			if isImpatience(s, began) {
+				killRest()
+			}
 		}
 	}
 	return killed

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/trivet-kv/trivet/internal/config"
 )
 
 // maxDevLog is how long a member's log may be when the member starts; a longer one is put aside.
@@ -61,6 +64,14 @@ type devExit struct {
 }
 
 func (e devExit) how() string { return e.cmd.ProcessState.String() }
+
+// why is how it ended and, if it ended by itself, what it said of that.
+func (e devExit) why() string {
+	if !e.cmd.ProcessState.Exited() {
+		return e.how() // by a signal, of which its log knows nothing
+	}
+	return e.how() + ": " + e.member.lastWords()
+}
 
 // devReady says that a member answers linearizable reads, or why it was not waited for any longer.
 type devReady struct {
@@ -118,6 +129,19 @@ func (m *devMember) connect() (err error) {
 	return err
 }
 
+// checkMemberFlags finds mistakes in flags for all members before anything is made.
+func checkMemberFlags(flags []string) error {
+	const url = "http://127.0.0.1:2379" // of this form are those that every member gets
+	_, err := config.Load(append([]string{"--listen-client-urls", url, "--advertise-client-urls", url}, flags...), nil, os.ReadFile)
+	if errors.Is(err, config.ErrHelp) || errors.Is(err, config.ErrVersion) {
+		err = errors.New("a member cannot be started with it; trivet help server shows it")
+	}
+	if err != nil {
+		return fmt.Errorf("flags for the members, %s: %w", strings.Join(flags, " "), err)
+	}
+	return nil
+}
+
 // memberEnvironment is the environment without what would change a member's settings or answer for it.
 func memberEnvironment(environ []string) []string {
 	var env []string
@@ -167,6 +191,14 @@ func (m *devMember) lastWords() string {
 	text, _ := io.ReadAll(f)
 	lines := bytes.Split(bytes.TrimSpace(text), []byte("\n"))
 	last := lines[len(lines)-1]
+	for _, l := range slices.Backward(lines) {
+		if bytes.HasPrefix(l, []byte("panic: ")) || bytes.HasPrefix(l, []byte("fatal error: ")) {
+			return fmt.Sprintf("%s; all of it is in %s", l, m.logPath)
+		}
+		if bytes.HasPrefix(l, []byte("{")) {
+			break // the crash, if there was one, was in an earlier life
+		}
+	}
 	var line struct{ Msg string }
 	if json.Unmarshal(last, &line) == nil && line.Msg != "" {
 		return line.Msg

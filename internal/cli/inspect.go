@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"strconv"
-	"syscall"
 	"unicode/utf8"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -101,23 +99,21 @@ func (i *inspection) openState() (*engine.Engine, error) {
 		return nil, err
 	}
 	e, err := engine.Open(engine.Options{FS: i.fs, Dir: path, ReadOnly: true, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return nil, fmt.Errorf("open the state in %s: %w; stop the member first", path, err)
+	if errors.Is(err, errInUse) {
+		return nil, fmt.Errorf("%w; stop the member first (its log can be inspected while it runs)", err)
 	}
-	return e, nil
+	return e, err
 }
 
-// inspectFS is the file system, where a directory that cannot be written can be looked at too: nobody can have it open.
+// errInUse says that a process serves what is to be inspected.
+var errInUse = errors.New("another process has it open")
+
+// inspectFS is the file system, with locks that change nothing on disk, so that a directory that cannot be written, or a
+// copy without lock files, can be looked at too.
 type inspectFS struct{ vfs.FS }
 
 // Lock implements vfs.FS.
-func (f inspectFS) Lock(name string) (io.Closer, error) {
-	l, err := f.FS.Lock(name)
-	if errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
-		return io.NopCloser(nil), nil
-	}
-	return l, err
-}
+func (f inspectFS) Lock(name string) (io.Closer, error) { return lockForReading(name) }
 
 // text is bytes of a user: text if they are, and base64 otherwise.
 type text []byte

@@ -180,12 +180,29 @@ type memberLine struct {
 	CleanStop bool   `json:"clean_stop"`
 	LogTorn   bool   `json:"log_torn,omitempty"`  // a start will cut an incomplete write
 	LogError  string `json:"log_error,omitempty"` // the log is damaged
+
+	StateError string `json:"state_error,omitempty"` // the state is damaged, or in use
 }
 
 // member shows the identity, and how far state and log have come.
 func (i *inspection) member() error {
 	who := i.dir.Identity
 	l := memberLine{Name: who.Name, MemberID: id(who.MemberID), ClusterID: id(who.ClusterID), Token: who.Token, PeerURLs: who.PeerURLs}
+	stateErr := i.stateReach(&l)
+	if stateErr != nil {
+		l.StateError = stateErr.Error()
+	}
+	if err := i.logReach(&l); err != nil {
+		l.LogError = err.Error()
+	}
+	if err := i.line(l); err != nil {
+		return err
+	}
+	return stateErr
+}
+
+// stateReach finds how far the state has come.
+func (i *inspection) stateReach(l *memberLine) error {
 	e, err := i.openState()
 	if err != nil {
 		return err
@@ -214,10 +231,7 @@ func (i *inspection) member() error {
 			l.CompactRevision = *row.Number
 		}
 	}
-	if err := i.logReach(&l); err != nil {
-		l.LogError = err.Error()
-	}
-	return i.line(l)
+	return nil
 }
 
 // logReach finds the log's first and last living entry and its newest hard state.

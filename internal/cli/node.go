@@ -34,14 +34,16 @@ type node struct {
 
 // startNode opens the sockets, starts the member and puts the services in front of it. Sockets come first: when a port is
 // taken, nothing has been touched. On an error nothing is left running.
-func startNode(c *config.Config, log *slog.Logger) (*node, error) {
+func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, error) {
 	doors, err := openDoors(c)
 	if err != nil {
 		return nil, err
 	}
 	m := metrics.New(metrics.Identity{Version: version.Version, ClusterVersion: majorMinor(version.Version), Product: Version})
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
-	n.member, err = server.Start(memberOptions(c, log, m, doors.peers))
+	options := memberOptions(c, log, m, doors.peers)
+	options.Fatal = fatal
+	n.member, err = server.Start(options)
 	if err != nil {
 		doors.close()
 		return nil, err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -23,7 +24,13 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 	return server.Observer{
 		LogSync: func(d time.Duration) { m.LogSyncSeconds.Observe(d.Seconds()) },
 		Applied: func(out *fsm.Outcome, d time.Duration) { observeApplied(m, out, d) },
-		CompactStep: func(d time.Duration) {
+		LogWrite: func(bytes int, d time.Duration) {
+			m.LogWriteBytes.Add(float64(bytes))
+			m.LogWriteSeconds.Observe(d.Seconds())
+		},
+		ReadFailed: m.ReadIndexFailed.Inc,
+		CompactStep: func(deleted int, d time.Duration) {
+			m.CompactionKeys.Add(float64(deleted))
 			m.CompactionPause.Observe(float64(d.Milliseconds()))
 		},
 		Compacted: func(_ int64, d time.Duration) {
@@ -45,6 +52,12 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 			},
 			ReadRetried:  m.SlowReadIndex.Inc,
 			ProposalLost: func(n int) { m.ProposalsFailed.Add(float64(n)) },
+			Installing:   func() { m.SnapshotApplying.Set(1) },
+			Installed:    func(uint64, time.Duration) { m.SnapshotApplying.Set(0) },
+			HeartbeatLate: func(d time.Duration) {
+				m.HeartbeatSendFailures.Inc()
+				log.Warn("leader failed to send out heartbeat on time; this machine or its disk is overloaded", "late", d)
+			},
 		},
 	}
 }
@@ -60,9 +73,10 @@ var etcdOps = map[string]string{
 func observeApplied(m *metrics.Metrics, out *fsm.Outcome, took time.Duration) {
 	m.EngineCommitSeconds.Observe(took.Seconds())
 	for _, r := range out.Ran {
-		m.Applied(etcdOps[r.Name], !r.Refused, took/time.Duration(len(out.Ran)))
+		// As in etcd a compaction that another was ahead of did not fail.
+		m.Applied(etcdOps[r.Name], r.Refused == nil || errors.Is(r.Refused, kv.ErrCompacted), took/time.Duration(len(out.Ran)))
 		switch {
-		case r.Refused:
+		case r.Refused != nil:
 		case r.Name == "txn":
 			m.Txns.Inc()
 		case r.Name == "lease_grant":
@@ -84,7 +98,7 @@ func observeApplied(m *metrics.Metrics, out *fsm.Outcome, took time.Duration) {
 		}
 	}
 	m.Puts.Add(float64(puts))
-	m.Deletes.Add(float64(len(out.Events) - puts))
+	m.Deletes.Add(float64(out.Deletes))
 	m.PutBytes.Add(float64(bytes))
 }
 
@@ -104,7 +118,12 @@ func observeTransport(m *metrics.Metrics, self string) transport.Observer {
 			m.ActivePeers.WithLabelValues(self, hexID(peer)).Dec()
 			m.DisconnectedPeers.WithLabelValues(self, hexID(peer)).Inc()
 		},
+		ReceiveFailed:     func(from uint64) { m.PeerReceivedFailures.WithLabelValues(hexID(from)).Inc() },
+		SnapshotSending:   func(to uint64) { m.SnapshotSending.WithLabelValues(hexID(to)).Inc() },
+		SnapshotReceiving: func(from uint64) { m.SnapshotReceiving.WithLabelValues(hexID(from)).Inc() },
+		SnapshotSynced:    func(d time.Duration) { m.CheckpointSyncSeconds.Observe(d.Seconds()) },
 		SnapshotSent: func(to uint64, _ int64, d time.Duration, err error) {
+			m.SnapshotSending.WithLabelValues(hexID(to)).Dec()
 			if err != nil {
 				m.SnapshotSendFailed.WithLabelValues(hexID(to)).Inc()
 				return
@@ -113,11 +132,13 @@ func observeTransport(m *metrics.Metrics, self string) transport.Observer {
 			m.SnapshotSendSeconds.WithLabelValues(hexID(to)).Observe(d.Seconds())
 		},
 		SnapshotReceived: func(from uint64, _ int64, d time.Duration, err error) {
+			m.SnapshotReceiving.WithLabelValues(hexID(from)).Dec()
 			if err != nil {
 				m.SnapshotReceiveFailed.WithLabelValues(hexID(from)).Inc()
 				return
 			}
 			m.SnapshotReceiveOK.WithLabelValues(hexID(from)).Inc()
+			m.CheckpointSaveSeconds.Observe(d.Seconds())
 			m.SnapshotReceiveSeconds.WithLabelValues(hexID(from)).Observe(d.Seconds())
 		},
 	}
@@ -156,6 +177,7 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 		PendingEvents:   func() int { return int(b.Hub().Stats().Pending) },
 		DBBytes:         func() int64 { return b.Status().DBSize },
 		DBInUseBytes:    func() int64 { return b.Status().DBInUse },
+		OpenReads:       func() int { return b.OpenReads() },
 		Revision:        func() int64 { return b.Store().Revision() },
 		CompactRevision: func() int64 { return b.Store().CompactRevision() },
 	})

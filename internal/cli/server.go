@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/version"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/datadir"
@@ -55,18 +58,32 @@ func (t terminal) server(args []string) error {
 		return err
 	}
 	defer closeLog()
-	if err := serve(c, log); err != nil {
+	note := func(err error) {
 		log.Log(context.Background(), config.LevelFatal, "the member cannot go on", "error", err)
+	}
+	fatal := func(err error) {
+		note(err)
+		fmt.Fprintf(t.err, "trivet: %s\n", sentence(err))
+		os.Exit(1)
+	}
+	if err := serve(c, log, fatal); err != nil {
+		note(err)
 		return err
 	}
 	return nil
 }
 
-// serve runs the member. It returns nil once a signal has ended it in good order.
-func serve(c *config.Config, log *slog.Logger) error {
+// serve runs the member. It returns nil once a signal has ended it in good order. fatal ends the process when a part of
+// the member can neither go on nor return.
+func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
+	boundGarbage()
+	surviveClosedPipe()
+
+	// The libraries of gRPC write lines of their own form to stderr about what clients do wrong; the answer says it too.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 
 	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
 		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)
@@ -74,7 +91,7 @@ func serve(c *config.Config, log *slog.Logger) error {
 	if err := checkFounding(c); err != nil {
 		return err
 	}
-	n, err := startNode(c, log)
+	n, err := startNode(c, log, fatal)
 	if err != nil {
 		return err
 	}
@@ -102,10 +119,26 @@ func serve(c *config.Config, log *slog.Logger) error {
 	}
 }
 
+// gcPercent is how much garbage a member lets grow beside what lives, in percent of it. Nearly all that lives is caches and
+// memtables without pointers, which cost the collector little, so that collecting more often is cheap, and Go's default of
+// 100 would double them (docs/decisions/0005).
+const gcPercent = 40
+
+// boundGarbage sets the collector, unless whoever started the process has set GOGC.
+func boundGarbage() {
+	if _, set := os.LookupEnv("GOGC"); !set {
+		debug.SetGCPercent(gcPercent)
+	}
+}
+
 // stopOnSecond ends the process at once at another signal: whoever sends it does not want to wait.
 func stopOnSecond(signals <-chan os.Signal, log *slog.Logger) {
+	began := time.Now()
 	go func() { // ends with the process
 		s := <-signals
+		for !isImpatience(s, began) {
+			s = <-signals
+		}
 		log.Warn("received another signal; ending at once", "signal", s.String())
 		os.Exit(1)
 	}()

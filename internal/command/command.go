@@ -120,7 +120,9 @@ type LeaseRevoke struct {
 
 // LeaseCheckpoint records how much time leases have left, so that the next leader goes on from there.
 type LeaseCheckpoint struct {
-	Leases []kv.Lease // ID and Remaining in seconds; 0: the whole TTL again
+	// Leases have ID and Remaining in seconds, 0 being the whole TTL again, and Granted, which if set names the only grant
+	// of that id that is meant, as in LeaseRevoke.
+	Leases []kv.Lease
 	// Term, if set, is the only term in which the command applies, as in LeaseRevoke.
 	Term uint64
 }

@@ -88,7 +88,7 @@ func randomCommand(r *rand.Rand) *Command {
 	case 6:
 		c.LeaseCheckpoint = &LeaseCheckpoint{Term: r.Uint64()}
 		for range r.IntN(4) {
-			c.LeaseCheckpoint.Leases = append(c.LeaseCheckpoint.Leases, kv.Lease{ID: kv.LeaseID(r.Int64()), Remaining: r.Int64()})
+			c.LeaseCheckpoint.Leases = append(c.LeaseCheckpoint.Leases, kv.Lease{ID: kv.LeaseID(r.Int64()), Remaining: r.Int64(), Granted: r.Uint64()})
 		}
 	case 7:
 		c.MemberPublish = &MemberPublish{ID: r.Uint64(), Name: string(randomBytes(r))}

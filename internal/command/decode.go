@@ -59,7 +59,9 @@ func (c *Command) Decode(b []byte) error {
 	case kindLeaseRevoke:
 		c.LeaseRevoke = &LeaseRevoke{ID: kv.LeaseID(d.varint()), Term: d.uvarint(), Granted: d.uvarint()}
 	case kindLeaseCheckpoint:
-		c.LeaseCheckpoint = d.leaseCheckpoint()
+		c.LeaseCheckpoint = d.leaseCheckpoint(true)
+	case kindOldCheckpoint:
+		c.LeaseCheckpoint = d.leaseCheckpoint(false)
 	case kindMemberPublish:
 		c.MemberPublish = d.memberPublish()
 	default:
@@ -215,13 +217,16 @@ func (d *decoder) ops(depth int) []Op {
 	return ops
 }
 
-func (d *decoder) leaseCheckpoint() *LeaseCheckpoint {
+func (d *decoder) leaseCheckpoint(grants bool) *LeaseCheckpoint {
 	c := &LeaseCheckpoint{}
 	if n := d.count(); n > 0 {
 		c.Leases = make([]kv.Lease, n)
 	}
 	for i := range c.Leases {
 		c.Leases[i] = kv.Lease{ID: kv.LeaseID(d.varint()), Remaining: d.varint()}
+		if grants {
+			c.Leases[i].Granted = d.uvarint()
+		}
 	}
 	c.Term = d.uvarint()
 	return c

@@ -21,9 +21,10 @@ const (
 	kindCompact         = 4
 	kindLeaseGrant      = 5
 	kindLeaseRevoke     = 6
-	kindLeaseCheckpoint = 7
+	kindOldCheckpoint   = 7 // a lease checkpoint that does not name the grants; read only
 	kindMemberPublish   = 8
 	kindRange           = 9 // inside transactions only
+	kindLeaseCheckpoint = 10
 )
 
 const (
@@ -201,6 +202,7 @@ func appendLeases(dst []byte, leases []kv.Lease) []byte {
 	for _, l := range leases {
 		dst = binary.AppendVarint(dst, int64(l.ID))
 		dst = binary.AppendVarint(dst, l.Remaining)
+		dst = binary.AppendUvarint(dst, l.Granted)
 	}
 	return dst
 }

@@ -22,9 +22,9 @@ import (
 type Store interface {
 	// CompactRevision is the revision of the last compaction. It never goes back.
 	CompactRevision() int64
-	// CompactStep deletes up to limit rows that compactions up to CompactRevision have given up. It reports done when
-	// nothing was left to delete for the compact revision as it was when the step began.
-	CompactStep(ctx context.Context, limit int) (done bool, err error)
+	// CompactStep deletes some of the rows that compactions up to CompactRevision have given up, looking at up to limit
+	// changes, and tells how many versions went. It reports done when nothing was left to delete for the compact revision as it was when the step began.
+	CompactStep(ctx context.Context, limit int) (deleted int, done bool, err error)
 }
 
 // Options configure a Driver. Zero values take the defaults.
@@ -37,9 +37,9 @@ type Options struct {
 	Rest time.Duration
 	// Retry is when a step that failed is tried again. Default 10 s.
 	Retry time.Duration
-	// OnStep is told how long each step took, OnDone how long a compaction took from its first step to its last and at
+	// OnStep is told how many versions each step deleted and how long it took, OnDone how long a compaction took from its first step to its last and at
 	// which revision it ended. Both may be nil; both are called from the driver's goroutine and must not block.
-	OnStep func(took time.Duration)
+	OnStep func(deleted int, took time.Duration)
 	OnDone func(revision int64, took time.Duration)
 }
 
@@ -143,7 +143,7 @@ func (d *Driver) run() {
 				began = time.Now()
 			}
 			start := time.Now()
-			revision, done, err := d.makeStep()
+			revision, deleted, done, err := d.makeStep()
 			took := time.Since(start)
 			switch {
 			case d.ctx.Err() != nil:
@@ -154,7 +154,7 @@ func (d *Driver) run() {
 				rest = d.o.Retry
 			default:
 				if d.o.OnStep != nil {
-					d.o.OnStep(took)
+					d.o.OnStep(deleted, took)
 				}
 				rest = max(d.o.Rest, took)
 			}
@@ -174,7 +174,7 @@ func (d *Driver) run() {
 }
 
 // makeStep makes one step, and closes the channels of those whose rows are gone.
-func (d *Driver) makeStep() (revision int64, done bool, err error) {
+func (d *Driver) makeStep() (revision int64, deleted int, done bool, err error) {
 	ctx, cancel := context.WithCancel(d.ctx)
 	defer cancel()
 	d.mu.Lock()
@@ -183,7 +183,7 @@ func (d *Driver) makeStep() (revision int64, done bool, err error) {
 	d.step = cancel
 	d.mu.Unlock()
 
-	done, err = store.CompactStep(ctx, d.o.Limit)
+	deleted, done, err = store.CompactStep(ctx, d.o.Limit)
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -197,7 +197,7 @@ func (d *Driver) makeStep() (revision int64, done bool, err error) {
 		d.gone = max(d.gone, revision)
 		d.waiters = closeUpTo(d.waiters, d.gone)
 	}
-	return revision, done, err
+	return revision, deleted, done, err
 }
 
 // closeUpTo closes the channels of waiters up to a revision and returns the others.

@@ -42,7 +42,7 @@ func (s *fakeStore) left() int {
 	return s.rows
 }
 
-func (s *fakeStore) CompactStep(ctx context.Context, limit int) (bool, error) {
+func (s *fakeStore) CompactStep(ctx context.Context, limit int) (int, bool, error) {
 	s.mu.Lock()
 	s.steps++
 	if s.dead {
@@ -60,15 +60,16 @@ func (s *fakeStore) CompactStep(ctx context.Context, limit int) (bool, error) {
 	select {
 	case <-time.After(s.takes):
 	case <-ctx.Done():
-		return false, ctx.Err()
+		return 0, false, ctx.Err()
 	}
 	if fail {
-		return false, errors.New("no disk today")
+		return 0, false, errors.New("no disk today")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.rows = max(0, s.rows-limit)
-	return s.rows == 0, nil
+	deleted := min(limit, s.rows)
+	s.rows -= deleted
+	return deleted, s.rows == 0, nil
 }
 
 func closed(c <-chan struct{}) bool {

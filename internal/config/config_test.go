@@ -373,8 +373,8 @@ func TestHelp(t *testing.T) {
 	var b bytes.Buffer
 	WriteHelp(&b)
 	for _, f := range Flags() {
-		if f.Section != "" && !strings.Contains(b.String(), " --"+f.Name) {
-			t.Errorf("the help does not name --%s", f.Name)
+		if f.Section != "" && !strings.Contains(b.String(), "  --"+f.Name+" '"+f.Default+"'\n    "+f.Help+"\n") {
+			t.Errorf("the help does not explain --%s", f.Name)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -55,6 +56,9 @@ type Identity struct {
 	Name      string   `json:"name"`
 	Token     string   `json:"cluster_token"`
 	PeerURLs  []string `json:"peer_urls"` // as they were when the member was founded
+	// HasLog is set once the log was made, before anything that stands in it is promised to others. From then on a
+	// directory without a log has lost it.
+	HasLog bool `json:"has_log"`
 }
 
 // Dir is a data directory that this process holds, or only looks at.
@@ -81,6 +85,9 @@ func Open(fsys vfs.FS, path string) (*Dir, error) {
 	}
 	d := &Dir{fs: fsys, path: path}
 	lock, err := fsys.Lock(d.join(lockName))
+	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
+		return nil, fmt.Errorf("take the data directory %s: %w; give a directory that can be written", path, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w (%w)", path, ErrLocked, err)
 	}
@@ -125,11 +132,20 @@ func (d *Dir) Checkpoints() string { return d.join(checkpointsName) }
 
 // State returns the current state folder.
 func (d *Dir) State() (string, error) {
-	name, err := d.readFile(stateName)
+	b, err := d.readFile(stateName)
 	if err != nil {
 		return "", fmt.Errorf("find the current state folder: %w", err)
 	}
-	return d.join(strings.TrimSpace(string(name))), nil
+	name := strings.TrimSpace(string(b))
+	if n, err := strconv.Atoi(strings.TrimPrefix(name, statePrefix)); err != nil || n < 1 || name != statePrefix+strconv.Itoa(n) {
+		return "", fmt.Errorf("%s is damaged: it holds %q, which names no state folder; put it back from a copy, or write the name of the newest state folder into it",
+			d.join(stateName), name)
+	}
+	if _, err := d.fs.Stat(d.join(name)); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("the state folder %s is gone: put it back from a copy, or remove the member from the cluster and add it again with an empty data directory (the other members hold everything)",
+			d.join(name))
+	}
+	return d.join(name), nil
 }
 
 // Create founds a member: build is called with the folder in which the first state is to be made, durably, and then the
@@ -149,15 +165,34 @@ func (d *Dir) Create(id Identity, build func(stateDir string) error) error {
 		return err
 	}
 	id.Version = FormatVersion
-	b, err := json.MarshalIndent(id, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := d.writeFile(identityName, append(b, '\n')); err != nil {
+	if err := d.writeIdentity(id); err != nil {
 		return err
 	}
 	d.Identity = &id
 	return nil
+}
+
+// LogMade records that there is a log, durably. It is called after the log was opened and before anything is promised
+// that stands in it.
+func (d *Dir) LogMade() error {
+	if d.Identity.HasLog {
+		return nil
+	}
+	id := *d.Identity
+	id.HasLog = true
+	if err := d.writeIdentity(id); err != nil {
+		return fmt.Errorf("record that there is a log: %w", err)
+	}
+	d.Identity = &id
+	return nil
+}
+
+func (d *Dir) writeIdentity(id Identity) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	return d.writeFile(identityName, append(b, '\n'))
 }
 
 // Replace makes the folder staged, which must be complete and durable and on the same file system, the current state.
@@ -296,14 +331,16 @@ func syncDir(fsys vfs.FS, dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// refuseEtcd reports a directory in which etcd keeps its data: it has a folder member with snap or wal in it.
+// refuseEtcd reports a directory in which etcd keeps its data: it has a folder member with snap or wal in it, or is that
+// folder.
 func refuseEtcd(fsys vfs.FS, path string) error {
-	names, err := fsys.List(fsys.PathJoin(path, "member"))
-	if err != nil {
-		return nil
-	}
-	for _, name := range names {
-		if name == "snap" || name == "wal" {
+	for _, dir := range []string{fsys.PathJoin(path, "member"), path} {
+		names, err := fsys.List(dir)
+		if err != nil {
+			continue
+		}
+		snap, wal := slices.Contains(names, "snap"), slices.Contains(names, "wal")
+		if snap && wal || dir != path && (snap || wal) {
 			return fmt.Errorf("%s: %w", path, ErrEtcd)
 		}
 	}

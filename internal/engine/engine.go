@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -13,10 +14,11 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Defaults of Options, chosen so that a member fits a machine of 2 GiB: at most maxMemTables memtables and the cache.
+// Defaults of Options: at most maxMemTables memtables and the cache, 80 MiB in all. Blocks that leave the cache are still in the
+// page cache of the operating system, compressed.
 const (
-	DefaultMemTableBytes = 32 << 20
-	DefaultCacheBytes    = 64 << 20
+	DefaultMemTableBytes = 16 << 20
+	DefaultCacheBytes    = 32 << 20
 	maxMemTables         = 3
 )
 
@@ -38,9 +40,13 @@ type Options struct {
 	// goroutine, one call at a time, never after Close; calls for flushes in quick succession may be merged. It may
 	// call the Engine but must not Close it.
 	OnFlush func(durableApplied uint64)
-	// OnError is told when a flush failed (the disk is full, say). The engine tries again and again, and meanwhile memory
-	// fills up until writers wait, so the owner should not go on for long. It must not block and must not call the Engine.
+	// OnError is told when a flush failed (the disk is full, say), or when a block is found damaged. After the first the
+	// engine tries again and again, and meanwhile memory fills up until writers wait; after the second, reads of that block
+	// fail. So the owner should not go on for long. It must not block and must not call the Engine.
 	OnError func(error)
+	// Fatal is told when the engine can neither go on nor return (its manifest cannot be written, say). It must end the
+	// process; where it does not, or is nil, the engine panics.
+	Fatal func(error)
 }
 
 // Engine is an open store of rows. All methods may be called from any goroutine; after Close they return ErrClosed.
@@ -78,6 +84,12 @@ func Open(o Options) (*Engine, error) {
 	return e, nil
 }
 
+// IsDamage reports whether an error of Open or of a read says that files are missing or hold something else than was
+// written.
+func IsDamage(err error) bool {
+	return pebble.IsCorruptionError(err) || errors.Is(err, pebble.ErrDBDoesNotExist) || errors.Is(err, fs.ErrNotExist)
+}
+
 func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	if o.MemTableBytes <= 0 {
 		o.MemTableBytes = DefaultMemTableBytes
@@ -101,7 +113,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		L0StopWritesThreshold:      1000, // writers are never stopped for compactions; read cost is what they pay
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 		MaxOpenFiles:               512,
-		Logger:                     pebbleLogger{o.Logger},
+		Logger:                     pebbleLogger{o.Logger, o.Fatal},
 	}
 	p.Experimental.FileCacheShards = 2
 	for i := range p.Levels {
@@ -130,6 +142,13 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 				onError(fmt.Errorf("write the state in %s: %w", e.dir, err))
 			}
 		},
+		// Without this, Pebble ends the process. The read that found the damage returns it as an error.
+		DataCorruption: func(i pebble.DataCorruptionInfo) {
+			e.logger.Error("the state is damaged", "file", i.Path, "error", i.Details)
+			if onError != nil {
+				onError(fmt.Errorf("the state is damaged: %s: %w", i.Path, i.Details))
+			}
+		},
 		WriteStallBegin: func(i pebble.WriteStallBeginInfo) {
 			e.logger.Warn("writes wait for the state to be flushed", "dir", e.dir, "reason", i.Reason)
 		},
@@ -154,6 +173,9 @@ func (e *Engine) tellFlushes(onFlush func(uint64)) {
 		onFlush(index)
 	}
 }
+
+// InUse is how many iterators, batches and calls are under way.
+func (e *Engine) InUse() int { return int(e.gate.inside.Load()) }
 
 // Dir returns the directory the store lives in.
 func (e *Engine) Dir() string { return e.dir }
@@ -282,7 +304,10 @@ func (e *Engine) Close() error {
 }
 
 // pebbleLogger keeps Pebble's errors and leaves its chatter to debug level.
-type pebbleLogger struct{ l *slog.Logger }
+type pebbleLogger struct {
+	l     *slog.Logger
+	fatal func(error)
+}
 
 func (p pebbleLogger) Infof(format string, args ...any) {
 	if p.l.Enabled(context.Background(), slog.LevelDebug) {
@@ -297,5 +322,8 @@ func (p pebbleLogger) Errorf(format string, args ...any) { p.l.Error(fmt.Sprintf
 func (p pebbleLogger) Fatalf(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	p.l.Error(text)
+	if p.fatal != nil {
+		p.fatal(errors.New(text))
+	}
 	panic("engine: " + text)
 }

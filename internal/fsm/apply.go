@@ -27,12 +27,15 @@ type Outcome struct {
 	Compacted int64
 	// Ran is what was run, command by command.
 	Ran []Ran
+	// Deletes is how often keys were deleted: once for each delete, however many keys it found, and for each key of a lease
+	// that ended.
+	Deletes int
 }
 
 // Ran is one command that was run.
 type Ran struct {
 	Name    string // command.Name
-	Refused bool
+	Refused error  // nil: it was done
 }
 
 // Answer is the result of one command that somebody here waits for.
@@ -127,7 +130,7 @@ func (a *applier) apply(origin uint64, encoded []byte) error {
 	if err := a.run(c, &r, wanted); err != nil {
 		return fmt.Errorf("%s: %w", c.Name(), err)
 	}
-	a.outcome.Ran = append(a.outcome.Ran, Ran{Name: c.Name(), Refused: r.Err != nil})
+	a.outcome.Ran = append(a.outcome.Ran, Ran{Name: c.Name(), Refused: r.Err})
 	if wanted {
 		a.outcome.Results = append(a.outcome.Results, Answer{ID: c.ID, Result: r})
 	}
@@ -187,6 +190,7 @@ func (a *applier) revoke(v *command.LeaseRevoke, r *command.Result) error {
 	if err != nil {
 		return err
 	}
+	a.outcome.Deletes += len(keys)
 	txn := a.writer.Begin()
 	for _, key := range keys {
 		if _, err := txn.Delete(kv.Range{Key: key}, false, nil); err != nil {
@@ -201,7 +205,8 @@ func (a *applier) revoke(v *command.LeaseRevoke, r *command.Result) error {
 	return nil
 }
 
-// checkpoint records the remaining times of the leases that still are; those that went meanwhile are passed over.
+// checkpoint records the remaining times of the leases that still are; those that went meanwhile, or went and were granted
+// anew, are passed over.
 func (a *applier) checkpoint(c *command.LeaseCheckpoint, r *command.Result) error {
 	r.Revision = a.writer.Revision()
 	if c.Term != 0 && c.Term != a.entry.Term {
@@ -209,6 +214,9 @@ func (a *applier) checkpoint(c *command.LeaseCheckpoint, r *command.Result) erro
 		return nil
 	}
 	for _, l := range c.Leases {
+		if now, ok := a.Leases.Get(l.ID); ok && l.Granted != 0 && l.Granted != now.Granted {
+			continue // the time of a lease that is gone is not that of a later one
+		}
 		refused, err := refusal(a.Leases.Checkpoint(a.batch, l.ID, l.Remaining))
 		if err != nil {
 			return err

@@ -246,9 +246,17 @@ func (p *parser) command() *command.Command {
 		}
 		return &command.Command{LeaseRevoke: r}
 	case "checkpoint":
-		return &command.Command{LeaseCheckpoint: &command.LeaseCheckpoint{
-			Leases: []kv.Lease{{ID: kv.LeaseID(p.number(f[1])), Remaining: p.number(f[2])}},
-		}}
+		l, c := kv.Lease{ID: kv.LeaseID(p.number(f[1])), Remaining: p.number(f[2])}, &command.LeaseCheckpoint{}
+		for _, opt := range f[3:] {
+			switch name, value, _ := strings.Cut(opt, "="); name {
+			case "term":
+				c.Term = uint64(p.number(value))
+			case "granted":
+				l.Granted = uint64(p.number(value))
+			}
+		}
+		c.Leases = []kv.Lease{l}
+		return &command.Command{LeaseCheckpoint: c}
 	case "compact":
 		return &command.Command{Compact: &command.Compact{Revision: p.number(f[1])}}
 	case "publish":

@@ -185,6 +185,7 @@ func (w *writing) moveLease(key []byte, from, to kv.LeaseID) error {
 func (w *writing) delete(d *command.DeleteRange) (*command.DeleteResult, error) {
 	r := &command.DeleteResult{}
 	answer := d.PrevKV && w.wanted
+	w.outcome.Deletes++
 	var err error
 	r.Deleted, err = w.txn.Delete(d.Range, answer, func(pair kv.KeyValue) error {
 		if answer {

@@ -161,11 +161,13 @@ func (s *Server) json() (http.Handler, error) {
 		return nil, fmt.Errorf("gateway: connect to the services: %w", err)
 	}
 	s.conn = conn
-	mux := runtime.NewServeMux(runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{
-		Marshaler: &runtime.JSONPb{
+	// Grpc-Metadata-* headers reach the services, as in etcd: hasleader and token travel so. The services trust no metadata
+	// to be the gateway's.
+	mux := runtime.NewServeMux(runtime.WithLegacyHeaderMatching(), runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.HTTPBodyMarshaler{
+		Marshaler: drainer{&runtime.JSONPb{
 			MarshalOptions:   protojson.MarshalOptions{UseProtoNames: true},
 			UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
-		},
+		}},
 	}))
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
 		etcdgw.RegisterKVHandler, etcdgw.RegisterWatchHandler, etcdgw.RegisterLeaseHandler,
@@ -176,6 +178,22 @@ func (s *Server) json() (http.Handler, error) {
 		}
 	}
 	return mux, nil
+}
+
+// drainer goes on reading a body that does not decode. As in etcd the stream lives on then, and without a reader
+// net/http would not notice that its client has gone: the stream would never end.
+type drainer struct{ runtime.Marshaler }
+
+// NewDecoder decodes from r. The goroutine that drains ends with the body, at the latest when its handler returns.
+func (d drainer) NewDecoder(r io.Reader) runtime.Decoder {
+	dec := d.Marshaler.NewDecoder(r)
+	return runtime.DecoderFunc(func(v any) error {
+		err := dec.Decode(v)
+		if err != nil && !errors.Is(err, io.EOF) {
+			go func() { _, _ = io.Copy(io.Discard, r) }()
+		}
+		return err
+	})
 }
 
 // Stop closes the listeners, lets the calls under way end until ctx does, and then breaks off what is left.

@@ -265,6 +265,34 @@ func TestWatchOverJSON(t *testing.T) {
 	}
 }
 
+// A stream whose body does not decode ends with its client, although the body has not ended.
+func TestStreamEndsWithItsClient(t *testing.T) {
+	m := start(t, nil)
+	for _, body := range []string{"garbage", `{"create_request":{"key":7}}`, `{"create_request":{"key":"YQ=="}}`, `{"create_request":{"key":"YQ=="}}garbage`} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(m.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintf(c, "POST /v3/watch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", len(body), body); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, func() bool { return m.Hub().Stats().Streams == 1 })
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, func() bool { return m.Hub().Stats().Streams == 0 })
+	}
+}
+
+func wait(t *testing.T, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not come")
+		}
+	}
+}
+
 // An answer over 4 MiB arrives whole (E#14997).
 func TestLongAnswerOverJSON(t *testing.T) {
 	m := start(t, nil)
@@ -361,4 +389,43 @@ func FuzzJSON(f *testing.F) {
 			t.Errorf("%d %s", r.StatusCode, b)
 		}
 	})
+}
+
+// A page that waits for the cluster in vain says what a client's read would.
+func TestHealthPagesWithoutMajority(t *testing.T) {
+	m := start(t, func(o *gateway.Options) { o.CheckTimeout = 10 * time.Millisecond })
+	m.Hold.Store(true)
+	for path, want := range map[string]string{
+		"/readyz/linearizable_read": "[-]linearizable_read failed: etcdserver: request timed out\n\n",
+		"/health":                   `{"health":"false","reason":"RANGE ERROR:etcdserver: request timed out"}` + "\n",
+	} {
+		if code, body := get(t, m.url+path); code != 503 || body != want {
+			t.Errorf("%s: %d %q", path, code, body)
+		}
+	}
+}
+
+// Who requires a leader says so in JSON by a header, and is answered at once.
+func TestRequireLeaderOverJSON(t *testing.T) {
+	m := start(t, nil)
+	m.LeaderID.Store(0)
+	for _, path := range []string{"/v3/kv/range", "/v3/maintenance/status", "/v3/lease/keepalive"} {
+		req, err := http.NewRequest(http.MethodPost, m.url+path, strings.NewReader(`{"key":"YQ==","serializable":true}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Grpc-Metadata-Hasleader", "true")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != 503 || !bytes.Contains(body, []byte("etcdserver: no leader")) {
+			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
+		}
+	}
 }

@@ -48,7 +48,11 @@ func (p *healthPages) serializableRead(context.Context) error {
 }
 
 func (p *healthPages) linearizableRead(ctx context.Context) error {
-	if err := p.b.ReadBarrier(ctx); err != nil {
+	err := p.b.ReadBarrier(ctx)
+	if errors.Is(err, context.DeadlineExceeded) && errors.Is(context.Cause(ctx), kv.ErrTimeout) {
+		return kv.ErrTimeout // this page's own bound
+	}
+	if err != nil {
 		return err
 	}
 	return p.serializableRead(ctx)
@@ -87,7 +91,7 @@ func (p *healthPages) answer(w http.ResponseWriter, r *http.Request, kind string
 	if !allow(w, r, http.MethodGet) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), p.timeout)
+	ctx, cancel := context.WithTimeoutCause(r.Context(), p.timeout, kv.ErrTimeout)
 	defer cancel()
 	var text strings.Builder
 	ok := true
@@ -166,7 +170,7 @@ next:
 	if !serializable && p.b.Leader() == 0 {
 		return "RAFT NO LEADER"
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, kv.ErrTimeout)
 	defer cancel()
 	look := p.linearizableRead
 	if serializable {

@@ -67,7 +67,11 @@ func (t *term) takeBack() bool {
 			break
 		}
 		batch[id] = clear
-		c.Leases = append(c.Leases, kv.Lease{ID: id})
+		l := kv.Lease{ID: id}
+		if e := t.leases[id]; e != nil {
+			l.Granted = e.granted
+		}
+		c.Leases = append(c.Leases, l)
 	}
 	t.mu.Unlock()
 	if len(batch) == 0 || t.ctx.Err() != nil {
@@ -139,7 +143,7 @@ func (t *term) dueCheckpoints() (batch []*entry, c *command.LeaseCheckpoint, nex
 		// From here on a renewal takes the checkpoint back, whatever becomes of the proposal.
 		e.unsure = true
 		batch = append(batch, e)
-		c.Leases = append(c.Leases, kv.Lease{ID: e.id, Remaining: left})
+		c.Leases = append(c.Leases, kv.Lease{ID: e.id, Remaining: left, Granted: e.granted})
 	}
 	return batch, c, t.checkpoints.next()
 }

@@ -49,9 +49,9 @@ type Options struct {
 	// applied all the same, now or later. A call made after another has returned enters the log behind that one, if the
 	// other enters it at all. It must return soon after ctx has ended.
 	Propose func(ctx context.Context, c *command.Command) (command.Result, error)
-	// Confirm returns nil if this member led at some moment after the call, and if it has applied everything that was
-	// committed by then. It must return soon after ctx has ended.
-	Confirm func(ctx context.Context) error
+	// Confirm returns nil if this member led in that term at some moment after the call, and if it has applied everything
+	// that was committed by then. It must return soon after ctx has ended.
+	Confirm func(ctx context.Context, term uint64) error
 	Logger  *slog.Logger
 
 	// Extend is added to all deadlines when a term begins: clients could not renew while there was no leader. The
@@ -140,7 +140,7 @@ func (j *Jobs) Start(number uint64, leases Leases) {
 		*c = make(chan struct{}, 1)
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
-	t.confirm = confirmer{ctx: t.ctx, confirm: j.o.Confirm}
+	t.confirm = confirmer{ctx: t.ctx, term: number, confirm: j.o.Confirm}
 	j.term.Store(t)
 	t.running.Go(t.run)
 }
@@ -206,7 +206,8 @@ func (j *Jobs) Stats() Stats {
 // confirmer shares rounds of Confirm: everybody who asks gets the outcome of a round that began after they asked.
 type confirmer struct {
 	ctx     context.Context // of the term
-	confirm func(context.Context) error
+	term    uint64
+	confirm func(context.Context, uint64) error
 
 	mu      sync.Mutex
 	next    *round // the round that those who ask now wait for; it has not begun
@@ -260,7 +261,7 @@ func (c *confirmer) run() {
 			return
 		}
 		c.mu.Unlock()
-		r.err = c.confirm(c.ctx)
+		r.err = c.confirm(c.ctx, c.term)
 		close(r.done)
 	}
 }

@@ -128,6 +128,31 @@ func TestDeposedLeader(t *testing.T) {
 	})
 }
 
+// TestLedAgain: a member lost and regained leadership, and was given another state in between, before its server ended the
+// jobs of the first term. They look at a table that is none any more, so they must answer nothing, although the member
+// leads.
+func TestLedAgain(t *testing.T) {
+	inWorld(t, 1, Options{}, func(t *testing.T, w *world) {
+		must(t, w.grant(1, 60))
+		if _, err := w.renew(background, 0, 1); err != nil {
+			t.Fatal(err)
+		}
+		w.mu.Lock()
+		w.term += 2
+		w.mu.Unlock()
+		if ttl, err := w.members[0].jobs.Renew(background, 1); err == nil {
+			t.Errorf("renewed to %d by the jobs of a term that is over", ttl)
+		}
+		if l, left, err := w.members[0].jobs.TimeToLive(background, 1); err == nil {
+			t.Errorf("the jobs of a term that is over say that %+v has %d s left", l, left)
+		}
+		w.elect(0, 0)
+		if _, err := w.renew(background, 0, 1); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestWithoutFence shows that the world would notice: the same with a state machine that does not look at the term.
 func TestWithoutFence(t *testing.T) {
 	inWorld(t, 2, Options{}, func(t *testing.T, w *world) {
@@ -171,6 +196,32 @@ func TestRegrantedID(t *testing.T) {
 	})
 }
 
+// TestCheckpointOfRegrantedID: while a checkpoint is on its way, its lease is revoked and another is granted under the same
+// id. The next leader gives that one its whole time.
+func TestCheckpointOfRegrantedID(t *testing.T) {
+	inWorld(t, 2, Options{Checkpoint: 5 * time.Second}, func(t *testing.T, w *world) {
+		must(t, w.grant(1, 20))
+		m := w.members[0]
+		w.hold(m)
+		time.Sleep(6 * time.Second) // the checkpoint has been proposed
+		for _, c := range []*command.Command{
+			{LeaseRevoke: &command.LeaseRevoke{ID: 1}}, {LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 1000}},
+		} {
+			must(t, w.apply(c).Err)
+		}
+		close(m.gate)
+		time.Sleep(time.Second)
+		if l, _ := w.Lookup(1); l.Remaining != 0 {
+			t.Errorf("the second lease was left with %d s, the first's", l.Remaining)
+		}
+		w.elect(1, 0)
+		time.Sleep(100 * time.Second) // the world notices what is revoked too early
+		if _, ok := w.Lookup(1); !ok {
+			t.Error("the lease is gone")
+		}
+	})
+}
+
 // TestNotStuck (E#10686): a lease whose revocation fails again and again goes in the end.
 func TestNotStuck(t *testing.T) {
 	inWorld(t, 1, Options{}, func(t *testing.T, w *world) {
@@ -194,7 +245,7 @@ func TestStartWaitsForState(t *testing.T) {
 		defer w.stop()
 		w.leases[1] = kv.Lease{ID: 1, TTL: 100, Remaining: 1, Granted: 1}
 		first := true
-		w.members[0].jobs.o.Confirm = func(ctx context.Context) error {
+		w.members[0].jobs.o.Confirm = func(ctx context.Context, _ uint64) error {
 			if !first {
 				return nil
 			}
@@ -337,7 +388,7 @@ func TestSharedConfirm(t *testing.T) {
 		defer w.stop()
 		var rounds atomic.Int64
 		m := w.members[0]
-		m.jobs.o.Confirm = func(ctx context.Context) error {
+		m.jobs.o.Confirm = func(ctx context.Context, _ uint64) error {
 			rounds.Add(1)
 			m.sleep(ctx, 10*time.Millisecond)
 			return nil

@@ -98,10 +98,10 @@ func (w *world) elect(i int, late time.Duration) {
 }
 
 // lead is Confirm.
-func (m *fakeMember) lead(ctx context.Context) error {
+func (m *fakeMember) lead(ctx context.Context, term uint64) error {
 	m.sleep(ctx, m.w.rand(m.confirm))
 	m.w.mu.Lock()
-	leads := m.w.leader == m.id
+	leads := m.w.leader == m.id && m.w.term == term
 	m.w.mu.Unlock()
 	m.sleep(ctx, m.w.rand(m.confirm))
 	if !leads {
@@ -208,7 +208,7 @@ func (w *world) apply(c *command.Command) command.Result {
 			return command.Result{Err: kv.ErrLeaderChanged}
 		}
 		for _, change := range p.Leases {
-			if l, ok := w.leases[change.ID]; ok {
+			if l, ok := w.leases[change.ID]; ok && (change.Granted == 0 || change.Granted == l.Granted || w.noFence) {
 				l.Remaining = change.Remaining
 				w.leases[l.ID] = l
 				w.tell(func(j *Jobs) { j.Changed(l) })

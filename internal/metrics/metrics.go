@@ -26,6 +26,7 @@ type Metrics struct {
 	clients  sync.Map // client version and kind → prometheus.Counter; bounded by maxVersions
 	versions int
 	requests map[string][2]prometheus.Observer // by kind: failed, succeeded; never written after New
+	ranges   [2]prometheus.Observer            // failed, succeeded
 	mu       sync.Mutex                        // guards versions
 
 	// The server.
@@ -119,6 +120,7 @@ func New(id Identity) *Metrics {
 	m.fillDisk()
 	m.fillNetwork()
 	m.fillCalls()
+	m.ranges = [2]prometheus.Observer{m.RangeSeconds.WithLabelValues("false"), m.RangeSeconds.WithLabelValues("true")}
 	m.requests = make(map[string][2]prometheus.Observer)
 	for _, kind := range []string{"Range", "ReadonlyTxn", "Put", "DeleteRange", "Txn", "Compaction", "LeaseGrant", "LeaseRevoke"} {
 		m.requests[kind] = [2]prometheus.Observer{
@@ -163,9 +165,9 @@ func (m *Metrics) fillServer() {
 
 func (m *Metrics) fillStore() {
 	m.Puts = m.counter("etcd_mvcc_put_total", "Puts applied by this member.")
-	m.Deletes = m.counter("etcd_mvcc_delete_total", "Deletes applied by this member.")
+	m.Deletes = m.counter("etcd_mvcc_delete_total", "Deletes applied by this member, each of however many keys.")
 	m.Ranges = m.counter("etcd_mvcc_range_total", "Ranges read by this member.")
-	m.Txns = m.counter("etcd_mvcc_txn_total", "Transactions of more than one operation seen by this member.")
+	m.Txns = m.counter("etcd_mvcc_txn_total", "Transactions seen by this member.")
 	m.PutBytes = m.gauge("etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put by this member.")
 	m.Events = m.counter("etcd_debugging_mvcc_events_total", "Events sent by this member.")
 	m.HashSeconds = m.histogram("etcd_mvcc_hash_duration_seconds", "Time to hash everything stored.", exp(0.01, 15))
@@ -250,6 +252,15 @@ func (m *Metrics) RequestTook(kind string, ok bool, took time.Duration) {
 	default:
 		o[0].Observe(took.Seconds())
 	}
+}
+
+// RangeTook records one range, without what it waited for.
+func (m *Metrics) RangeTook(ok bool, took time.Duration) {
+	i := 0
+	if ok {
+		i = 1
+	}
+	m.ranges[i].Observe(took.Seconds())
 }
 
 // HealthResult records one run of a check of /livez or /readyz.

@@ -24,7 +24,7 @@ type Sources struct {
 	Revision, CompactRevision func() int64
 	Keys                      func() int64
 	DBBytes, DBInUseBytes     func() int64
-	OpenReads                 func() int // iterators and snapshots of the engine that are open
+	OpenReads                 func() int // what is under way in the engine: iterators, and a batch while it is made
 	WatchStreams, Watchers    func() int
 	SlowWatchers              func() int // watchers behind the ring of recent events
 	PendingEvents             func() int

@@ -38,7 +38,7 @@ func TestReadersBesideWriters(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := s.CompactStep(context.Background(), 37); err != nil {
+			if _, _, err := s.CompactStep(context.Background(), 37); err != nil {
 				t.Error(err)
 			}
 		}

@@ -221,6 +221,34 @@ func TestCompactionBounds(t *testing.T) {
 	}
 }
 
+// Steps tell how many versions they deleted: those that were replaced, and tombstones.
+func TestCompactStepCounts(t *testing.T) {
+	e, s := openMem(t)
+	x := script{t, e, s}
+	for range 3 {
+		x.put("a", "1")
+	}
+	x.put("b", "1")
+	x.delete("b")
+	last := x.put("c", "1")
+	x.write(func(w *Writer) {
+		if err := w.Compact(last); err != nil {
+			t.Fatal(err)
+		}
+	})
+	total := 0
+	for done := false; !done; {
+		n, d, err := s.CompactStep(context.Background(), 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total, done = total+n, d
+	}
+	if total != 4 { // two of a, b and its tombstone
+		t.Errorf("%d versions were deleted", total)
+	}
+}
+
 // A state of another format is refused, and says so.
 func TestOtherFormatIsRefused(t *testing.T) {
 	e, s := openMem(t)

@@ -237,7 +237,7 @@ func openMem(t testing.TB) (*engine.Engine, *Store) {
 func sweepAll(t testing.TB, s *Store, limit int) {
 	t.Helper()
 	for {
-		done, err := s.CompactStep(context.Background(), limit)
+		_, done, err := s.CompactStep(context.Background(), limit)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -59,7 +59,7 @@ type hasher struct {
 func (h *hasher) run(ctx context.Context) error {
 	h.sum.Write([]byte("key")) // the name of etcd's bucket
 	if h.rev < 0 {
-		return nil // etcd refuses no negative revision, and finds nothing up to there
+		return nil // etcd takes a negative revision for one before all history
 	}
 	// etcd marks what a compaction at rev would keep, and leaves out of the old versions what is not marked; but if
 	// nothing is marked, it leaves out nothing, and what the last compaction kept counts.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -123,7 +124,7 @@ func (h *hashScript) run(words []string) {
 	case "compact":
 		h.write(func(w *Writer) { h.check(w.Compact(h.number(words[1]))) })
 		for h.sweep {
-			done, err := h.s.CompactStep(context.Background(), 3)
+			_, done, err := h.s.CompactStep(context.Background(), 3)
 			h.check(err)
 			if done {
 				break
@@ -153,5 +154,21 @@ func (h *hashScript) compare(words []string) {
 	h.hashes++
 	if int64(hash) != h.number(words[1]) || compact != h.number(words[2]) || rev != h.number(words[3]) {
 		h.t.Errorf("line %d: hash %d compacted %d at %d, etcd says %v", h.line+1, hash, compact, rev, words[1:])
+	}
+}
+
+// A negative revision lies before all history: the hash is etcd's over nothing, and it is there at once, however many
+// versions a key has.
+func TestHashKVNegativeRevision(t *testing.T) {
+	e, s := openMem(t)
+	x := script{t, e, s}
+	for range 3 * patience {
+		x.put("a", "value")
+	}
+	for _, at := range []int64{-1, -3, math.MinInt64} {
+		hash, _, rev, err := x.s.HashKV(context.Background(), at)
+		if hash != 1084519789 || rev != at || err != nil {
+			t.Errorf("at %d: hash %d at %d, %v", at, hash, rev, err)
+		}
 	}
 }

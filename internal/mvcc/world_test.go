@@ -341,7 +341,7 @@ func (w *world) step() {
 	w.batch()
 	w.read()
 	if w.rng.IntN(5) == 0 {
-		_, err := w.s.CompactStep(context.Background(), 1+w.rng.IntN(20))
+		_, _, err := w.s.CompactStep(context.Background(), 1+w.rng.IntN(20))
 		w.check(err, "compact step")
 	}
 }
@@ -350,7 +350,7 @@ func (w *world) step() {
 func (w *world) sweepAll() {
 	w.t.Helper()
 	for {
-		done, err := w.s.CompactStep(context.Background(), 1+w.rng.IntN(50))
+		_, done, err := w.s.CompactStep(context.Background(), 1+w.rng.IntN(50))
 		w.check(err, "compact step")
 		if done {
 			return

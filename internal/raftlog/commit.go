@@ -221,9 +221,11 @@ func (l *Log) writeOut() error {
 	if len(w.enc.buf) == 0 {
 		return nil
 	}
+	begin := time.Now()
 	if _, err := w.active.file.WriteAt(w.enc.buf, w.enc.base); err != nil {
 		return fmt.Errorf("write raft log segment %s at offset %d: %w", w.active.path, w.enc.base, err)
 	}
+	l.opt.OnWrite(len(w.enc.buf), time.Since(begin))
 	w.written = w.enc.offset()
 	return nil
 }

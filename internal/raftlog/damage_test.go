@@ -304,6 +304,29 @@ func TestReadShowsEverything(t *testing.T) {
 	}
 }
 
+// TestSaltIsDrawnAnew: every use of a file has a salt that nobody can know before, in one log and between logs: a client
+// that knows all else about the log could otherwise put bytes into a value that pass for a record of another segment.
+func TestSaltIsDrawnAnew(t *testing.T) {
+	seen := map[uint64]string{0: "none"}
+	for _, name := range []string{"first", "second"} {
+		mem := vfs.NewMem()
+		sampleLog(t, mem, true)
+		for _, file := range liveNames(t, mem) {
+			h, reason := decodeSegmentHeader(readFile(t, mem, "log/"+file))
+			if reason != "" {
+				t.Fatal(reason)
+			}
+			if of, known := seen[h.seal.salt]; known {
+				t.Errorf("%s of the %s log has the salt %x, as %s", file, name, h.seal.salt, of)
+			}
+			seen[h.seal.salt] = file + " of the " + name
+		}
+	}
+	if len(seen) < 5 {
+		t.Fatalf("only %d segments", len(seen)-1)
+	}
+}
+
 // TestStaleRecordsNeverValidate takes each record of a segment and puts it where it does not belong: another offset, another
 // segment, the same segment in another life of the file.
 func TestStaleRecordsNeverValidate(t *testing.T) {

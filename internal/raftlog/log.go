@@ -22,18 +22,20 @@ type Options struct {
 	// SegmentBytes is the size of a segment file; 0 means 64 MiB. At least 8 KiB, at most 1 GiB. It may change between
 	// runs. The very first segment is smaller (firstSegmentBytes), so that a new member does not wait for zeros.
 	SegmentBytes int64
-	// CacheBytes bounds the entries kept in memory for Entries; 0 means 32 MiB, and a negative value means none.
+	// CacheBytes bounds the entries kept in memory for Entries; 0 means 16 MiB, and a negative value means none.
 	CacheBytes int64
 
 	Logger *slog.Logger        // nil discards
 	OnSync func(time.Duration) // called by the writer with the time that each commit's fdatasync took; may be nil
+	// OnWrite is called by the writer with the size of each write to a segment and the time that it took; may be nil.
+	OnWrite func(bytes int, took time.Duration)
 }
 
 const (
 	defaultSegmentBytes = 64 << 20
 	minSegmentBytes     = 8 << 10
 	maxOptionBytes      = 1 << 30
-	defaultCacheBytes   = 32 << 20
+	defaultCacheBytes   = 16 << 20
 	firstSegmentBytes   = 4 << 20
 )
 
@@ -56,6 +58,9 @@ func (o *Options) validate() error {
 	}
 	if o.OnSync == nil {
 		o.OnSync = func(time.Duration) {}
+	}
+	if o.OnWrite == nil {
+		o.OnWrite = func(int, time.Duration) {}
 	}
 	return nil
 }

@@ -44,6 +44,15 @@ func listDir(vfsys vfs.FS, dir string) (listing, error) {
 	return l, nil
 }
 
+// Exists reports whether there is a log in dir, good or damaged. A folder that is not there holds none.
+func Exists(vfsys vfs.FS, dir string) (bool, error) {
+	names, err := vfsys.List(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return slices.ContainsFunc(names, func(name string) bool { _, ok := parseName(name, liveSuffix); return ok }), err
+}
+
 // recover reads the directory into l.index and sets up the writer. It changes nothing before all is read and found good.
 func (l *Log) recover() (err error) {
 	if err := makeDir(l.fs, l.dir); err != nil {

@@ -160,16 +160,16 @@ func (r *Replica) applyConf(entry command.Entry, e *raftpb.Entry) error {
 // install makes a received snapshot the state.
 func (r *Replica) install(i applyItem) error {
 	defer i.staged.discard()
-	meta := i.m.GetSnapshot().GetMetadata()
-	p := Position{meta.GetIndex(), meta.GetTerm()}
+	p := positionOf(i.m)
 	if p.Index <= r.applied.index.Load() {
 		panic(fmt.Sprintf("replica: a snapshot at %d is to be installed over a state at %d", p.Index, r.applied.index.Load()))
 	}
-	confState, err := encodeConfState(meta.GetConfState())
+	confState, err := encodeConfState(i.m.GetSnapshot().GetMetadata().GetConfState())
 	if err != nil {
 		return err
 	}
 	start := time.Now()
+	r.c.Observer.Installing()
 	if err := r.c.Machine.Install(r.ctx, Snapshot{Dir: i.staged.dir, Applied: p, ConfState: confState}); err != nil {
 		return fmt.Errorf("install the snapshot at entry %d: %w", p.Index, err)
 	}

@@ -39,6 +39,7 @@ type toy struct {
 	flushEvery uint64
 	onFlush    func(uint64)
 	applyDelay time.Duration
+	installing chan struct{} // if set, Install waits for it
 	installs   int
 	fail       error
 }
@@ -194,6 +195,12 @@ func (m *toy) Install(_ context.Context, s Snapshot) error {
 	}
 	if got.Applied != s.Applied || !bytes.Equal(got.ConfState, s.ConfState) {
 		return fmt.Errorf("the files are at %+v, the snapshot at %+v", got.Applied, s.Applied)
+	}
+	m.mu.Lock()
+	installing := m.installing
+	m.mu.Unlock()
+	if installing != nil {
+		<-installing
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

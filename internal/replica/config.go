@@ -126,7 +126,9 @@ type Observer struct {
 	MessageDropped func(from uint64)  // of a peer, at MaxInboxBytes
 	SnapshotSent   func(to uint64, d time.Duration, err error)
 	SnapshotMade   func(d time.Duration, err error)
-	Installed      func(index uint64, d time.Duration)
+	Installing     func()                              // a received snapshot is being installed
+	Installed      func(index uint64, d time.Duration) // and is now; if it fails, the replica does too
+	HeartbeatLate  func(d time.Duration)               // a leader's heartbeats came so long after they were due
 }
 
 func (c *Config) setDefaults() {
@@ -184,6 +186,12 @@ func (o *Observer) setDefaults() {
 	}
 	if o.SnapshotMade == nil {
 		o.SnapshotMade = func(time.Duration, error) {}
+	}
+	if o.Installing == nil {
+		o.Installing = func() {}
+	}
+	if o.HeartbeatLate == nil {
+		o.HeartbeatLate = func(time.Duration) {}
 	}
 	if o.Installed == nil {
 		o.Installed = func(uint64, time.Duration) {}

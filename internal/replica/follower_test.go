@@ -2,9 +2,13 @@ package replica
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,8 +23,11 @@ import (
 // lone is member 1 of three, alone with a test that plays the other two.
 type lone struct {
 	t       *testing.T
+	fs      *vfs.MemFS
+	log     raftLog
 	r       *Replica
 	machine *toy
+	voters  []uint64 // that its checkpoints name
 
 	mu     sync.Mutex
 	sent   []*raftpb.Message
@@ -81,7 +88,7 @@ func startLone(t *testing.T) *lone {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lone{t: t, machine: machine}
+	l := &lone{t: t, fs: fs, log: log, machine: machine, voters: []uint64{1, 2, 3}}
 	machine.onFlush = func(uint64) {}
 	l.r, err = Start(Config{ID: 1, Origin: 0xabc, Log: watchedLog{log, l}, Machine: machine, Transport: l,
 		Applied: machine.state.Applied, ConfState: machine.state.ConfState})
@@ -195,6 +202,44 @@ func TestReadRounds(t *testing.T) {
 	})
 }
 
+// TestManyQuestions: a read whose question and a hundred more after it were lost is served by the answer to the last one.
+// What is remembered of the questions is bounded meanwhile.
+func TestManyQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 2, 0)
+		served := make(chan string, 3)
+		for i, name := range []string{"first", "second", "third"} {
+			go func() {
+				index, err := l.r.ReadIndex(t.Context())
+				served <- fmt.Sprint(name, " ", index, " ", err)
+			}()
+			for range 50 * i * readRetryTicks { // the leader lives, and its answers get lost
+				time.Sleep(100 * time.Millisecond)
+				l.heartbeat(2, 2, 0)
+			}
+		}
+		questions := l.take(raftpb.MsgReadIndex)
+		if len(questions) < 2*maxIssued {
+			t.Fatalf("%d questions were asked", len(questions))
+		}
+		if err := l.r.onLoop(t.Context(), func(lo *loop) {
+			if n := len(lo.reads.issued); n > maxIssued {
+				t.Errorf("%d questions are remembered", n)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		last := questions[len(questions)-1]
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgReadIndexResp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(2)),
+			Index: new(uint64(7)), Entries: last.Entries})
+		synctest.Wait()
+		if len(served) != 3 {
+			t.Errorf("%d of 3 reads were served", len(served))
+		}
+	})
+}
+
 // TestLostIsProposedAgain: a forwarded command is sent again when its leader is certain not to have got it into the log,
 // and only then.
 func TestLostIsProposedAgain(t *testing.T) {
@@ -243,20 +288,180 @@ func TestLostIsProposedAgain(t *testing.T) {
 		}
 
 		// Without a change of term it is sent again under the same number, so that the leader takes it once.
-		time.Sleep(3 * time.Second / 2)
-		l.heartbeat(3, 3, 0)
-		time.Sleep(200 * time.Millisecond)
-		for _, m := range l.take(raftpb.MsgProp) {
+		for range 20 {
+			time.Sleep(100 * time.Millisecond)
+			l.heartbeat(3, 3, 0)
+		}
+		resent := l.take(raftpb.MsgProp)
+		if len(resent) == 0 {
+			t.Error("not sent again, though the leader may not have got it")
+		}
+		for _, m := range resent {
 			if string(m.Context[:16]) != string(again.Context[:16]) {
 				t.Error("sent again under another number")
 			}
 		}
-		l.appendEntries(3, 3, Position{3, 3}, &raftpb.Entry{Term: new(uint64(3)), Data: again.Entries[0].Data})
+		// When the connection to the leader is new, at once; but nothing that was meant for an earlier term.
+		l.r.PeerUp(3)
+		if n := len(l.take(raftpb.MsgProp)); n != 1 {
+			t.Errorf("sent %d commands again over a new connection", n)
+		}
+		l.heartbeat(2, 4, 0)
+		l.r.PeerUp(2)
+		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
+			t.Errorf("sent again in a later term: %v", ms)
+		}
+		l.heartbeat(3, 5, 0)
+		l.appendEntries(3, 5, Position{3, 3}, &raftpb.Entry{Term: new(uint64(3)), Data: again.Entries[0].Data})
 		if n := l.r.pending.commands.Load(); n != 0 {
 			t.Errorf("%d commands are still counted", n)
 		}
 		if got := l.machine.commands(); !slices.Equal(got, []string{"a", "b"}) {
 			t.Errorf("applied %q", got)
+		}
+	})
+}
+
+// snapshot plays a leader that sends a checkpoint at p, with the given commands. It returns how often its files were
+// discarded.
+func (l *lone) snapshot(leader, term uint64, p Position, commands ...string) *atomic.Int32 {
+	l.t.Helper()
+	dir, cs := fmt.Sprintf("received-%d", p.Index), EncodeConfState(l.voters, nil)
+	err := l.fs.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = writeToy(l.fs, dir, "toy", toyState{Applied: p, ConfState: cs, Commands: commands})
+	}
+	confState, e := decodeConfState(cs)
+	discarded := new(atomic.Int32)
+	m := &raftpb.Message{Type: raftpb.MsgSnap.Enum(), From: new(leader), To: new(uint64(1)), Term: new(term),
+		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{ConfState: confState, Index: new(p.Index), Term: new(p.Term)}}}
+	if err = errors.Join(err, e); err == nil {
+		err = l.r.ReceiveSnapshot(m, dir, func() { discarded.Add(1); _ = l.fs.RemoveAll(dir) })
+	}
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	synctest.Wait()
+	return discarded
+}
+
+// TestSnapshotDuringInstall: installing a checkpoint takes long, and meanwhile the leader, whose log no longer reaches back
+// to it, sends a newer one. Both are installed, one after the other, and a third that is older is discarded.
+func TestSnapshotDuringInstall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.machine.installing = make(chan struct{})
+		l.heartbeat(2, 2, 0)
+		first := l.snapshot(2, 2, Position{50, 2}, "a")
+		second := l.snapshot(2, 2, Position{90, 2}, "a", "b")
+		old := l.snapshot(2, 2, Position{70, 2}, "a")
+		if first.Load() != 0 || second.Load() != 0 || old.Load() != 1 {
+			t.Errorf("discarded before they are installed: %d, %d; of no use: %d", first.Load(), second.Load(), old.Load())
+		}
+		if n := len(l.take(raftpb.MsgAppResp)); n > 1 { // the answer to the old one says only where the member was
+			t.Errorf("%d answers before anything was installed", n)
+		}
+		close(l.machine.installing)
+		synctest.Wait()
+		select {
+		case err := <-l.r.Failed():
+			t.Fatal(err)
+		default:
+		}
+		l.appendEntries(2, 2, Position{90, 2}, &raftpb.Entry{Term: new(uint64(2))})
+		if got := l.machine.commands(); !slices.Equal(got, []string{"a", "b"}) || l.r.Status().Applied != 91 {
+			t.Errorf("holds %q at %d", got, l.r.Status().Applied)
+		}
+		if first.Load() != 1 || second.Load() != 1 {
+			t.Errorf("discarded %d and %d times", first.Load(), second.Load())
+		}
+	})
+}
+
+// TestHeldDuringInstall: what must be durable while a checkpoint is being installed is written behind the log's reset, and
+// told behind it: the reset carries the hard state of the moment at which the checkpoint came, so a vote that was written
+// before it would be forgotten, and could be given twice.
+func TestHeldDuringInstall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.machine.installing = make(chan struct{})
+		l.heartbeat(2, 2, 0)
+		l.snapshot(2, 2, Position{50, 2}, "a")
+		l.appendEntries(2, 2, Position{50, 2}, &raftpb.Entry{Term: new(uint64(2))})
+		time.Sleep(5 * time.Second) // the leader is silent
+		l.take(raftpb.MsgVoteResp)
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgVote.Enum(), From: new(uint64(3)), To: new(uint64(1)), Term: new(uint64(9)),
+			Index: new(uint64(99)), LogTerm: new(uint64(8))})
+		if ms := l.take(raftpb.MsgVoteResp); len(ms) != 0 {
+			t.Errorf("answered %v before it could be written", ms)
+		}
+		l.mu.Lock()
+		for _, w := range l.writes {
+			if w.HardState.GetTerm() > 2 || len(w.Entries) > 0 {
+				t.Errorf("written before the log's reset: %+v", w)
+			}
+		}
+		l.mu.Unlock()
+		close(l.machine.installing)
+		if m := l.one(raftpb.MsgVoteResp); m.GetReject() || m.GetTerm() != 9 {
+			t.Errorf("answered %v", m)
+		}
+		hs, err := reconcile(l.log, Position{50, 2}, slog.New(slog.DiscardHandler))
+		if last, _ := l.log.LastIndex(); err != nil || hs.GetTerm() != 9 || hs.GetVote() != 3 || last != 51 {
+			t.Errorf("the log ends at %d and holds %v, %v", last, hs, err)
+		}
+	})
+}
+
+// TestSnapshotBringsMembers: a checkpoint brings the members of its moment, and what changes them later is judged and kept
+// as a change of those.
+func TestSnapshotBringsMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 2, 0)
+		l.voters = []uint64{1, 2, 3, 4, 5}
+		l.snapshot(2, 2, Position{50, 2})
+		if got := l.r.Status().Voters; !slices.Equal(got, l.voters) {
+			t.Errorf("voters %v", got)
+		}
+		data, err := proto.Marshal(&raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{
+			{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(uint64(4))},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(uint64(2)),
+			Index: new(uint64(50)), LogTerm: new(uint64(2)), Commit: new(uint64(51)), Entries: []*raftpb.Entry{
+				{Type: raftpb.EntryConfChangeV2.Enum(), Index: new(uint64(51)), Term: new(uint64(2)), Data: data},
+			}})
+		synctest.Wait()
+		l.machine.mu.Lock()
+		defer l.machine.mu.Unlock()
+		if voters, _, err := DecodeConfState(l.machine.state.ConfState); !slices.Equal(voters, []uint64{1, 2, 3, 5}) || err != nil {
+			t.Errorf("kept as voters: %v, %v", voters, err)
+		}
+	})
+}
+
+// TestSnapshotEndsBatches: a checkpoint takes the place of entries among which a forwarded command may have been. It is
+// not proposed again, whatever is committed later.
+func TestSnapshotEndsBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 2, 0)
+		if err := l.r.Propose(t.Context(), []byte("a")); err != nil {
+			t.Fatal(err)
+		}
+		l.one(raftpb.MsgProp)
+		l.snapshot(2, 2, Position{50, 2}, "a")
+		if n := l.r.Pending(); n != 0 {
+			t.Errorf("%d commands are still counted", n)
+		}
+		l.heartbeat(3, 3, 50)
+		l.appendEntries(3, 3, Position{50, 2}, &raftpb.Entry{Term: new(uint64(3))})
+		time.Sleep(5 * time.Second)
+		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
+			t.Errorf("proposed again: %v", ms)
 		}
 	})
 }
@@ -317,6 +522,40 @@ func TestLeaderTakesForeign(t *testing.T) {
 			t.Errorf("a follower passed on %v", ms)
 		}
 	})
+}
+
+// TestNonsenseFromPeers: messages that arrive whole and that no member of this version sends. Raft would panic on them;
+// a change of the members that cannot be read would, once it is in the log, stop every member for good.
+func TestNonsenseFromPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		term := l.lead()
+		last := l.r.Status().LastIndex
+		l.appendEntriesAck(2, term, last)
+		for _, entries := range [][]*raftpb.Entry{nil, {{}, {}}} {
+			l.r.Receive(&raftpb.Message{Type: raftpb.MsgReadIndex.Enum(), From: new(uint64(2)), To: new(uint64(1)), Entries: entries})
+		}
+		// An answer to a heartbeat with half a context, and a question that says it is the leader's own.
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(term), Context: []byte{1}})
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgReadIndex.Enum(), From: new(uint64(1)), To: new(uint64(1))})
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgHeartbeatResp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(term),
+			Context: binary.LittleEndian.AppendUint64(nil, 1)})
+		synctest.Wait()
+		for seq, kind := range []raftpb.EntryType{raftpb.EntryConfChange, raftpb.EntryConfChangeV2} {
+			l.r.Receive(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(uint64(2)), To: new(uint64(1)), Term: new(term),
+				Context: ticket{7, uint64(seq) + 1, 1}.encode(), Entries: []*raftpb.Entry{{Type: kind.Enum(), Data: []byte{0xff}}}})
+		}
+		synctest.Wait()
+		if got := l.r.Status().LastIndex; got != last {
+			t.Errorf("%d entries were taken", got-last)
+		}
+	})
+}
+
+// appendEntriesAck plays a follower that has everything up to index.
+func (l *lone) appendEntriesAck(from, term, index uint64) {
+	l.r.Receive(&raftpb.Message{Type: raftpb.MsgAppResp.Enum(), From: new(from), To: new(uint64(1)), Term: new(term), Index: new(index)})
+	synctest.Wait()
 }
 
 // TestWhatMustBeDurable: votes, terms and entries are written durably before anybody hears of them; a commit index alone

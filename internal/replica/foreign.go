@@ -2,6 +2,7 @@ package replica
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"go.etcd.io/raft/v3/raftpb"
 )
@@ -91,10 +92,20 @@ func (f *foreign) accept(sender uint64, t ticket) bool {
 func (l *loop) takeForeign(m *raftpb.Message) {
 	l.observe()
 	t, ok := decodeTicket(m.Context)
-	if !ok || l.lead != l.c.ID || m.GetTerm() != l.term || len(m.Entries) == 0 || !l.foreign.accept(m.GetFrom(), t) {
+	if !ok || l.lead != l.c.ID || m.GetTerm() != l.term || len(m.Entries) == 0 || slices.ContainsFunc(m.Entries, unreadable) ||
+		!l.foreign.accept(m.GetFrom(), t) {
 		return
 	}
 	l.foreign.entries = append(l.foreign.entries, m.Entries...)
+}
+
+// unreadable reports a change of the members that no member could apply.
+func unreadable(e *raftpb.Entry) bool {
+	if e.GetType() == raftpb.EntryNormal {
+		return false
+	}
+	_, err := decodeConfChange(e)
+	return err != nil
 }
 
 // drop forgets the first n entries: raft has them.

@@ -14,8 +14,9 @@ import (
 // touches these fields; they reach the loop through the inbox.
 type loop struct {
 	*Replica
-	rn    *raft.RawNode
-	ticks uint64
+	rn     *raft.RawNode
+	ticks  uint64
+	ticked time.Time // when the last tick was
 
 	// What raft said when it was last asked (observe).
 	lead      uint64
@@ -136,6 +137,11 @@ func (l *loop) step(w *work) {
 
 // tick moves raft's clock and everything here that counts in ticks.
 func (l *loop) tick() {
+	now := time.Now()
+	if late := now.Sub(l.ticked) - l.c.Tick; late > l.c.Tick && !l.ticked.IsZero() && l.state == raft.StateLeader {
+		l.c.Observer.HeartbeatLate(late)
+	}
+	l.ticked = now
 	l.ticks++
 	l.queue.blocked = false
 	l.rn.Tick()

@@ -190,12 +190,23 @@ func (r *Replica) Durable(applied uint64) { r.in.durable(applied) }
 
 // Receive takes a message of a peer. At MaxInboxBytes it is dropped; raft heals that.
 func (r *Replica) Receive(m *raftpb.Message) {
-	if raft.IsLocalMsg(m.GetType()) {
+	if raft.IsLocalMsg(m.GetType()) || !sound(m) {
 		return
 	}
 	if !r.in.message(m, r.c.MaxInboxBytes) {
 		r.c.Observer.MessageDropped(m.GetFrom())
 	}
+}
+
+// sound reports whether a message of a peer has the shape that raft takes for granted: it panics on others.
+func sound(m *raftpb.Message) bool {
+	switch m.GetType() {
+	case raftpb.MsgReadIndex:
+		return len(m.Entries) == 1
+	case raftpb.MsgHeartbeatResp:
+		return len(m.Context) == 0 || len(m.Context) == 8
+	}
+	return true
 }
 
 // errTooManySnapshots is told to a peer that sends a checkpoint while others wait for the loop.

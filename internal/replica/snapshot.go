@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -33,14 +34,15 @@ type stagedSnapshot struct {
 	discard func()
 }
 
-func (s *stagedSnapshot) position() Position {
-	meta := s.m.GetSnapshot().GetMetadata()
+// positionOf is the position of the snapshot in a message, zero if it has none.
+func positionOf(m *raftpb.Message) Position {
+	meta := m.GetSnapshot().GetMetadata()
 	return Position{meta.GetIndex(), meta.GetTerm()}
 }
 
 // takeSnapshot offers a received snapshot to raft.
 func (l *loop) takeSnapshot(s stagedSnapshot) {
-	p := s.position()
+	p := positionOf(s.m)
 	if _, twice := l.staged[p]; twice {
 		s.discard()
 		return
@@ -49,9 +51,13 @@ func (l *loop) takeSnapshot(s stagedSnapshot) {
 	_ = l.rn.Step(s.m) // stale or from a stranger: raft's to ignore, and discardStaged's to clean up
 }
 
-// discardStaged removes what raft has ignored: what it wanted, it has asked for by now.
+// discardStaged removes what raft has ignored: what it wanted, it has asked for by now. What it asked for while another
+// snapshot is being installed waits in held.
 func (l *loop) discardStaged() {
 	for p, s := range l.staged {
+		if slices.ContainsFunc(l.held, func(m *raftpb.Message) bool { return positionOf(m) == p }) {
+			continue
+		}
 		l.c.Logger.Info("discarded a snapshot that is of no use any more", "index", p.Index, "term", p.Term)
 		s.discard()
 		delete(l.staged, p)
@@ -60,15 +66,14 @@ func (l *loop) discardStaged() {
 
 // beginInstall hands a snapshot to the applier.
 func (l *loop) beginInstall(m *raftpb.Message) {
-	meta := m.GetSnapshot().GetMetadata()
-	p := Position{meta.GetIndex(), meta.GetTerm()}
+	p := positionOf(m)
 	s, ok := l.staged[p]
 	if !ok {
 		l.fail(fmt.Errorf("raft wants the snapshot at entry %d of term %d, whose files were not received", p.Index, p.Term))
 		return
 	}
 	delete(l.staged, p)
-	l.confState = meta.GetConfState()
+	l.confState = m.GetSnapshot().GetMetadata().GetConfState()
 	l.view.stale = true
 	l.forgetUnknown(p)
 	l.installing = true
@@ -77,10 +82,10 @@ func (l *loop) beginInstall(m *raftpb.Message) {
 
 // installed goes on with step 2, and with the appends that waited for it.
 func (l *loop) installed(m *raftpb.Message) {
-	meta := m.GetSnapshot().GetMetadata()
+	p := positionOf(m)
 	l.installing = false
-	l.cut, l.durable = meta.GetIndex(), max(l.durable, meta.GetIndex())
-	l.write(m, &Position{meta.GetIndex(), meta.GetTerm()})
+	l.cut, l.durable = p.Index, max(l.durable, p.Index)
+	l.write(m, &p)
 	held := l.held
 	l.held = nil
 	for _, m := range held {

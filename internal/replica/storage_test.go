@@ -155,3 +155,45 @@ func TestInstallCrash(t *testing.T) {
 		}
 	})
 }
+
+// TestLogKeptForCheckpoint: while a follower installs the checkpoint that it was sent, the leader's log and state go on far
+// beyond it. The log is kept from the checkpoint on meanwhile, so that one checkpoint is enough; and not for ever.
+func TestLogKeptForCheckpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t, 3, 0, transport.NetworkOptions{MinDelay: time.Millisecond, MaxDelay: time.Millisecond},
+			Config{CatchupEntries: 10, MaxEntryBytes: 1024})
+		defer cl.close()
+		n := 0
+		write := func(entries int) {
+			for range entries {
+				n++
+				cl.must(cl.propose(1, fmt.Sprintf("%d-%s", n, make([]byte, 1000)), 3*time.Second))
+			}
+		}
+		cl.must(cl.campaign(1))
+		write(1)
+		cl.crash(3)
+		write(150)
+		cl.start(3)
+		machine := cl.members[3].node.machine
+		machine.mu.Lock()
+		machine.installing = make(chan struct{})
+		machine.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		first := cl.members[1].node.r.Status().FirstIndex
+		write(300) // the toy has made 250 of them durable, far more than a segment holds
+		if now := cl.members[1].node.r.Status().FirstIndex; now > first+100 {
+			t.Errorf("the log was cut from %d to %d while a checkpoint was in use", first, now)
+		}
+		close(machine.installing)
+		cl.must(cl.check(10 * time.Second))
+		if machine.installs != 1 {
+			t.Errorf("%d checkpoints were installed, one was enough", machine.installs)
+		}
+		time.Sleep(2 * checkpointLife)
+		write(100)
+		if now := cl.members[1].node.r.Status().FirstIndex; now < first+200 {
+			t.Errorf("the log still begins with %d, long after the checkpoint was in use", now)
+		}
+	})
+}

@@ -43,8 +43,10 @@ func (s *Services) Range(ctx context.Context, r *pb.RangeRequest) (*Answer, erro
 	}
 	o := rangeOptions(r)
 	b := s.newRangeBuilder(ctx, &o)
+	scanning := time.Now()
 	res, err := s.b.Store().Scan(ctx, o, b.add)
 	s.took("Range", err, begin)
+	s.m.RangeTook(err == nil, time.Since(scanning))
 	s.m.Ranges.Inc()
 	if err != nil {
 		b.drop()

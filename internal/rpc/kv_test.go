@@ -257,6 +257,9 @@ func TestCallsThatComeLater(t *testing.T) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
+	if err := conn.Invoke(within(t), "/etcdserverpb.KV/Nope", &pb.StatusRequest{}, &pb.StatusResponse{}); status.Convert(err).Message() != "unknown method Nope for service etcdserverpb.KV" {
+		t.Error(err)
+	}
 	if r, err := healthpb.NewHealthClient(conn).Check(within(t), &healthpb.HealthCheckRequest{}); err != nil || r.Status != healthpb.HealthCheckResponse_SERVING {
 		t.Errorf("%v, %v", r, err)
 	}
@@ -326,5 +329,48 @@ func BenchmarkRange(b *testing.B) {
 				a.Free()
 			}
 		})
+	}
+}
+
+// The health service is admitted and counted like the others, and a watch of it ends with the services.
+func TestHealthService(t *testing.T) {
+	s := serve(t, rpc.Options{}, watch.Options{})
+	c := healthpb.NewHealthClient(s.dial(t))
+	if r, err := c.List(within(t), &healthpb.HealthListRequest{}); err != nil || r.Statuses[""].GetStatus() != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("%v, %v", r, err)
+	}
+	if _, err := c.Check(within(t), &healthpb.HealthCheckRequest{Service: "nothing"}); status.Code(err) != codes.NotFound {
+		t.Error(err)
+	}
+	w, err := c.Watch(within(t), &healthpb.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := w.Recv(); err != nil || r.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("%v, %v", r, err)
+	}
+	s.services.Stop()
+	if _, err := w.Recv(); status.Code(err) != codes.Canceled {
+		t.Errorf("the watch ended with %v", err)
+	}
+	families, err := s.metrics.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := 0.0
+	for _, f := range families {
+		if f.GetName() != "grpc_server_msg_sent_total" {
+			continue
+		}
+		for _, m := range f.Metric {
+			for _, l := range m.Label {
+				if l.GetValue() == "grpc.health.v1.Health" {
+					counted += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	if counted != 3 {
+		t.Errorf("%v answers of the health service were counted", counted)
 	}
 }

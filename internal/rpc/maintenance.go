@@ -48,10 +48,17 @@ func (s *Services) alarms() []*pb.AlarmMember {
 	return out
 }
 
-// Alarm answers Maintenance.Alarm: the list of alarms, of one kind or all. Nothing raises or clears one by hand yet.
-func (s *Services) Alarm(_ context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+// Alarm answers Maintenance.Alarm: the list of alarms, of one kind or all. As in etcd, whose list goes through the log, it
+// is never a stale one. Nothing raises or clears an alarm by hand yet.
+func (s *Services) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if r.Action != pb.AlarmRequest_GET {
 		return nil, unimplemented("Maintenance.Alarm " + r.Action.String())
+	}
+	begin := time.Now()
+	err := s.b.ReadBarrier(ctx)
+	s.took("Alarm", err, begin)
+	if err != nil {
+		return nil, toStatus(err)
 	}
 	out := &pb.AlarmResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision())}
 	for _, a := range s.alarms() {
@@ -64,7 +71,12 @@ func (s *Services) Alarm(_ context.Context, r *pb.AlarmRequest) (*pb.AlarmRespon
 
 // Defragment answers Maintenance.Defragment. There is nothing to defragment; as in etcd the answer has no header.
 func (s *Services) Defragment(context.Context, *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
-	if err := s.b.Defragment(); err != nil {
+	begin := time.Now()
+	s.m.DefragInflight.Inc()
+	err := s.b.Defragment()
+	s.m.DefragInflight.Dec()
+	s.m.DefragSeconds.Observe(time.Since(begin).Seconds())
+	if err != nil {
 		return nil, toStatus(err)
 	}
 	return &pb.DefragmentResponse{}, nil

@@ -36,13 +36,13 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.MaxConcurrentStreams == 0 {
 		o.MaxConcurrentStreams = math.MaxUint32
 	}
-	var gs *grpc.Server // below; it is asked only once it serves
+	var known map[string]grpc.ServiceInfo // set before the server serves
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(Codec{Metrics: s.m}),
 		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
-		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(gs, stream) }),
+		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(known, stream) }),
 	}
 	if o.KeepaliveMinTime > 0 {
 		opts = append(opts, grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.KeepaliveMinTime}))
@@ -50,43 +50,79 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.KeepaliveInterval > 0 && o.KeepaliveTimeout > 0 {
 		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.KeepaliveInterval, Timeout: o.KeepaliveTimeout}))
 	}
-	gs = grpc.NewServer(opts...)
+	gs := grpc.NewServer(opts...)
 	Register(gs, s)
+	s.registerHealth(gs)
+	reflection.Register(gs)
+	known = gs.GetServiceInfo()
+	return gs
+}
+
+// registerHealth adds grpc.health.v1, counted and admitted like the others.
+func (s *Services) registerHealth(gs grpc.ServiceRegistrar) {
 	h := health.NewServer()
 	h.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	healthpb.RegisterHealthServer(gs, h)
-	reflection.Register(gs)
-	return gs
+	s.add(gs, healthpb.Health_ServiceDesc, map[string]unaryMethod{
+		"Check": unary(h.Check),
+		"List":  unary(h.List),
+	}, map[string]streamMethod{
+		"Watch": func(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+			r := new(healthpb.HealthCheckRequest)
+			if err := stream.RecvMsg(r); err != nil {
+				return err
+			}
+			call.Received.Inc()
+			return h.Watch(r, &grpc.GenericServerStream[healthpb.HealthCheckRequest, healthpb.HealthCheckResponse]{ServerStream: healthStream{stream, ctx, call}})
+		},
+	})
+}
+
+// healthStream ends with the services, so that who watches the health of a member does not hold up its stop.
+type healthStream struct {
+	grpc.ServerStream
+	ctx  context.Context
+	call *metrics.Call
+}
+
+func (h healthStream) Context() context.Context { return h.ctx }
+
+func (h healthStream) SendMsg(m any) error {
+	h.call.Sent.Inc()
+	return h.ServerStream.SendMsg(m)
+}
+
+// add registers one service. A method that is not given is one that docs/compat.md lists as to come.
+func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries map[string]unaryMethod, streams map[string]streamMethod) {
+	out := grpc.ServiceDesc{ServiceName: desc.ServiceName, HandlerType: (*any)(nil), Metadata: desc.Metadata}
+	for _, m := range desc.Methods {
+		f := unaries[m.MethodName]
+		if f == nil {
+			f = missing(desc.ServiceName, m.MethodName)
+		}
+		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
+		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
+	}
+	for _, m := range desc.Streams {
+		f := streams[m.StreamName]
+		if f == nil {
+			f = missingStream(desc.ServiceName, m.StreamName)
+		}
+		kind := "server_stream"
+		if m.ClientStreams {
+			kind = "bidi_stream"
+		}
+		call := s.m.Call(kind, desc.ServiceName, m.StreamName)
+		m.Handler = s.streamHandler(call, f)
+		out.Streams = append(out.Streams, m)
+	}
+	gs.RegisterService(&out, s)
 }
 
 // Register adds etcd's services to a grpc server whose codec is Codec.
 func Register(gs grpc.ServiceRegistrar, s *Services) {
 	add := func(desc grpc.ServiceDesc, unaries map[string]unaryMethod, streams map[string]streamMethod) {
-		out := grpc.ServiceDesc{ServiceName: desc.ServiceName, HandlerType: (*any)(nil), Metadata: desc.Metadata}
-		for _, m := range desc.Methods {
-			f := unaries[m.MethodName]
-			if f == nil {
-				f = missing(desc.ServiceName, m.MethodName)
-			}
-			call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-			out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
-		}
-		for _, m := range desc.Streams {
-			f := streams[m.StreamName]
-			if f == nil {
-				f = missingStream(desc.ServiceName, m.StreamName)
-			}
-			kind := "server_stream"
-			if m.ClientStreams {
-				kind = "bidi_stream"
-			}
-			call := s.m.Call(kind, desc.ServiceName, m.StreamName)
-			m.Handler = s.streamHandler(call, f)
-			out.Streams = append(out.Streams, m)
-		}
-		gs.RegisterService(&out, s)
+		s.add(gs, desc, unaries, streams)
 	}
-
 	add(pb.KV_ServiceDesc, map[string]unaryMethod{
 		"Range":       unaryIf(func(r *pb.RangeRequest) bool { return r.Serializable }, s.Range),
 		"Put":         unary(s.Put),
@@ -146,11 +182,9 @@ func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHa
 		call.Started.Inc()
 		out, err := f(ctx, func(learnerMay bool) error {
 			call.Received.Inc()
+			call.Sent.Inc() // as etcd counts: an error is an answer too
 			return s.Admit(Unary, callerOf(ctx), learnerMay)
 		}, decode)
-		if err == nil {
-			call.Sent.Inc()
-		}
 		call.Handled(status.Code(err), time.Since(begin))
 		return out, err
 	}
@@ -259,18 +293,16 @@ func missingStream(service, method string) streamMethod {
 	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
 }
 
-// unknown answers calls that are not registered: those of etcd's services that come later say so, the rest get grpc-go's
-// own texts, which it leaves to whoever takes such calls.
-func unknown(gs *grpc.Server, stream grpc.ServerStream) error {
+// unknown answers calls of services and methods that are not registered: those of etcd's that come later say so, the rest
+// get grpc-go's own texts.
+func unknown(known map[string]grpc.ServiceInfo, stream grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(stream)
-	path := strings.TrimPrefix(full, "/")
-	cut := strings.LastIndexByte(path, '/')
-	service, method := path[:max(cut, 0)], path[cut+1:]
+	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
 	switch service {
 	case "v3lockpb.Lock", "v3electionpb.Election":
 		return unimplemented(service[strings.LastIndexByte(service, '.')+1:] + "." + method)
 	}
-	if _, registered := gs.GetServiceInfo()[service]; registered {
+	if _, ok := known[service]; ok {
 		return status.Errorf(codes.Unimplemented, "unknown method %v for service %v", method, service)
 	}
 	return status.Errorf(codes.Unimplemented, "unknown service %v", service)

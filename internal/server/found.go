@@ -14,6 +14,7 @@ import (
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/member"
+	"github.com/trivet-kv/trivet/internal/raftlog"
 	"github.com/trivet-kv/trivet/internal/replica"
 )
 
@@ -43,7 +44,7 @@ func (m *Member) found() error {
 	}
 	slices.Sort(voters)
 	return m.dir.Create(m.identity, func(stateDir string) error {
-		e, err := engine.Open(engine.Options{FS: m.options.FS, Dir: stateDir, Logger: m.logger})
+		e, err := engine.Open(engine.Options{FS: m.options.FS, Dir: stateDir, Logger: m.logger, Fatal: m.options.Fatal})
 		if err != nil {
 			return err
 		}
@@ -104,10 +105,22 @@ func (m *Member) knows(id uint64) bool {
 	return ok && len(known.ClientURLs) > 0
 }
 
-// checkIdentity refuses a directory that belongs to another member or another cluster than the flags describe. The list
-// of members may differ from the founders: it changes with time.
+// errLostLog is why a member without its log must not start: it would deny what it promised.
+var errLostLog = errors.New("the log is gone, and with it writes that this member acknowledged and votes that it gave, so it " +
+	"must not serve: put the data directory back whole, or remove the member from the cluster and add it again with an empty " +
+	"data directory (the other members hold everything)")
+
+// checkIdentity refuses a directory without its log, and one that belongs to another member or another cluster than the
+// flags describe. The list of members may differ from the founders: it changes with time.
 func (m *Member) checkIdentity() error {
 	id, o := m.dir.Identity, &m.options
+	if id.HasLog {
+		if ok, err := raftlog.Exists(o.FS, m.dir.Log()); err != nil {
+			return err
+		} else if !ok {
+			return fmt.Errorf("%s: %w", m.dir.Log(), errLostLog)
+		}
+	}
 	hint := "give the data directory of this member, or an empty one to found a new member"
 	switch {
 	case id.Name != o.Name:

@@ -94,7 +94,7 @@ func (m *Member) askLeader(ctx context.Context, kind byte, id kv.LeaseID) leaseA
 			}
 		}
 		if err := ctx.Err(); err != nil {
-			return leaseAnswer{err: m.why(ctx, start, err)}
+			return leaseAnswer{err: m.why(ctx, start, err, kv.ErrNoLeader)}
 		}
 	}
 }
@@ -146,17 +146,20 @@ func (m *Member) leasesChanged(changes []fsm.LeaseChange) {
 	}
 }
 
-// leads returns nil if this member led, in one term, through a round that began after the call, and has applied what was
+// leads returns nil if this member led in the term through a round that began after the call, and has applied what was
 // committed by then.
-func (m *Member) leads(ctx context.Context) error {
-	before := m.replica.Status()
-	if before.Leader != m.identity.MemberID {
+func (m *Member) leads(ctx context.Context, term uint64) error {
+	still := func() bool {
+		s := m.replica.Status()
+		return s.Leader == m.identity.MemberID && s.Term == term
+	}
+	if !still() {
 		return kv.ErrNotLeader
 	}
 	if err := m.replica.ReadBarrier(ctx); err != nil {
 		return err
 	}
-	if after := m.replica.Status(); after.Leader != m.identity.MemberID || after.Term != before.Term {
+	if !still() {
 		return kv.ErrNotLeader
 	}
 	return nil
@@ -165,13 +168,15 @@ func (m *Member) leads(ctx context.Context) error {
 // watchLeader starts and ends the leader's jobs as leadership comes and goes. It runs until the member stops.
 func (m *Member) watchLeader() {
 	var term uint64 // in which the jobs run; 0: they do not
+	led := false    // there was a leader
 	defer m.jobs.Stop()
 	for {
 		changed := m.replica.LeaderChanged()
 		s := m.replica.Status()
-		if s.Leader == 0 {
+		if s.Leader == 0 && led {
 			m.leadership.noteLost(time.Now())
 		}
+		led = s.Leader != 0
 		switch leads := s.Leader == m.identity.MemberID; {
 		case leads && s.Term != term:
 			term = s.Term

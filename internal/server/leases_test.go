@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
 
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -27,6 +28,48 @@ func TestLeaseAnswer(t *testing.T) {
 	if _, err := (&leaseAnswer{err: context.Canceled}).encode(); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
+}
+
+// A leader that hears from nobody does not take itself for the leader when it is asked about leases, not even before it has
+// noticed; nor does one in the name of another term.
+func TestLeadsByMajority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		for i := range 3 {
+			c.start(i)
+		}
+		put(t, c.members[0], "k", "v")
+		var leader *Member
+		var ids []uint64
+		for _, m := range c.members {
+			if m.Leader() == m.identity.MemberID {
+				leader = m
+			} else {
+				ids = append(ids, m.identity.MemberID)
+			}
+		}
+		term := leader.replica.Status().Term
+		if err := leader.leads(t.Context(), term); err != nil {
+			t.Fatal(err)
+		}
+		if err := leader.leads(t.Context(), term-1); !errors.Is(err, kv.ErrNotLeader) {
+			t.Errorf("in a term that is over: %v", err)
+		}
+		c.network.Partition([]uint64{leader.identity.MemberID}, ids)
+		ctx, cancel := context.WithTimeout(t.Context(), leader.options.electionTimeout()/2)
+		defer cancel()
+		if err := leader.leads(ctx, term); err == nil {
+			t.Error("alone, it says that it leads")
+		}
+		if now := leader.replica.Status(); now.Leader != leader.identity.MemberID || now.Term != term {
+			t.Errorf("the leader had given up already: %+v", now)
+		}
+		c.network.Heal()
+		for i := range 3 {
+			c.stop(i)
+		}
+	})
 }
 
 // No bytes from a peer make a panic, and none but those of an answer make one without an error.

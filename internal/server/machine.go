@@ -67,14 +67,23 @@ func (m *machine) openState(dir string) (*fsm.State, error) {
 	o.Dir, o.MustExist = dir, true
 	e, err := engine.Open(o)
 	if err != nil {
-		return nil, err
+		return nil, explainState(err)
 	}
 	s, err := fsm.Open(e, m.store)
 	if err != nil {
 		e.Close()
-		return nil, fmt.Errorf("read the state in %s: %w", dir, err)
+		return nil, explainState(fmt.Errorf("read the state in %s: %w", dir, err))
 	}
 	return s, nil
+}
+
+// explainState adds the way out if the state is damaged.
+func explainState(err error) error {
+	if !engine.IsDamage(err) {
+		return err
+	}
+	return fmt.Errorf("%w; the state is damaged: keep a copy of the data directory, check the disk, then remove the member from the cluster and add it again with an empty data directory (the other members hold everything), or restore a backup",
+		err)
 }
 
 // Apply implements replica.StateMachine.

@@ -78,6 +78,9 @@ func (m *Member) Defragment() error { return nil }
 // Pending is how many commands of this member's clients are not yet agreed on.
 func (m *Member) Pending() int { return m.replica.Pending() }
 
+// OpenReads is what is under way in the engine, for metrics.
+func (m *Member) OpenReads() int { return m.machine.state.Load().Engine.InUse() }
+
 // LeaseStats counts what the leases' clock did while this member led.
 func (m *Member) LeaseStats() leader.Stats { return m.jobs.Stats() }
 

@@ -48,7 +48,9 @@ type Options struct {
 	// Origin is a random number, another one at each start.
 	Origin uint64
 
-	Logger   *slog.Logger
+	Logger *slog.Logger
+	// Fatal ends the process when the state engine can neither go on nor return; nil: it panics.
+	Fatal    func(error)
 	Observer Observer
 }
 
@@ -76,13 +78,17 @@ type TransportConfig struct {
 
 // Observer is told what happens, for metrics. Every field may be nil; they must return at once.
 type Observer struct {
-	Replica replica.Observer
-	LogSync func(d time.Duration) // one fsync of the log
-	Flushed func(applied uint64)  // the state is durable up to here
+	Replica  replica.Observer
+	LogSync  func(d time.Duration)            // one fsync of the log
+	LogWrite func(bytes int, d time.Duration) // one write to the log
+	Flushed  func(applied uint64)             // the state is durable up to here
+	// ReadFailed: a read waited for the cluster in vain until the request timeout.
+	ReadFailed func()
 	// Applied is told what a run of entries did and how long it took. It must not keep the outcome.
 	Applied func(out *fsm.Outcome, took time.Duration)
-	// CompactStep is how long one step of deleting compacted history took, Compacted a whole compaction.
-	CompactStep func(took time.Duration)
+	// CompactStep is how many versions one step of deleting compacted history deleted and how long it took, Compacted how
+	// long a whole compaction did.
+	CompactStep func(deleted int, took time.Duration)
 	Compacted   func(revision int64, took time.Duration)
 }
 

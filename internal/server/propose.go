@@ -32,14 +32,14 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	defer cancel()
 	if err := m.replica.Propose(ctx, encoded); err != nil {
 		m.waiters.drop(c.ID)
-		return command.Result{}, m.why(ctx, start, err)
+		return command.Result{}, m.why(ctx, start, err, context.DeadlineExceeded)
 	}
 	select {
 	case r := <-result:
 		return r, nil
 	case <-ctx.Done():
 		m.waiters.drop(c.ID)
-		return command.Result{}, m.why(ctx, start, ctx.Err())
+		return command.Result{}, m.why(ctx, start, ctx.Err(), context.DeadlineExceeded)
 	case <-m.life.Done():
 		m.waiters.drop(c.ID)
 		return command.Result{}, kv.ErrStopped
@@ -48,26 +48,30 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 
 // ReadBarrier returns once this member has applied everything that was committed when it was called.
 func (m *Member) ReadBarrier(ctx context.Context) error {
-	start := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
 	defer cancel()
-	if err := m.replica.ReadBarrier(ctx); err != nil {
-		return m.why(ctx, start, err)
+	err := m.replica.ReadBarrier(ctx)
+	if errors.Is(err, context.DeadlineExceeded) && errors.Is(context.Cause(ctx), kv.ErrTimeout) {
+		if f := m.options.Observer.ReadFailed; f != nil {
+			f()
+		}
+		return kv.ErrTimeout // whatever the reason: so does etcd
 	}
-	return nil
+	return err
 }
 
 // why says what a request that ended with err ran into. The client's own deadline and cancellation stay what they are;
-// our own bound becomes the timeout that tells the reason: there is no leader, one was lost meanwhile, or none of these.
-func (m *Member) why(ctx context.Context, start time.Time, err error) error {
+// our own bound becomes the timeout that tells the reason: the leader was lost meanwhile, there was none all the time, for
+// which each call has an error of its own in etcd, or none of these.
+func (m *Member) why(ctx context.Context, start time.Time, err, leaderless error) error {
 	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(context.Cause(ctx), kv.ErrTimeout) {
 		return err
 	}
 	switch {
-	case m.replica.Status().Leader == 0:
-		return kv.ErrNoLeader
 	case m.leadership.lostSince(start):
 		return kv.ErrTimeoutLeaderFail
+	case m.replica.Status().Leader == 0:
+		return leaderless
 	}
 	return kv.ErrTimeout
 }

@@ -127,7 +127,7 @@ func (m *Member) openState() error {
 		fs: o.FS, dir: m.dir, logger: m.logger, waiters: m.waiters,
 		engine: engine.Options{
 			FS: o.FS, MemTableBytes: o.MemTableBytes, CacheBytes: o.CacheBytes, Logger: m.logger,
-			OnFlush: m.flushed, OnError: m.fail,
+			OnFlush: m.flushed, OnError: m.fail, Fatal: o.Fatal,
 		},
 	}
 	return m.machine.open()
@@ -170,10 +170,13 @@ func (m *Member) stopListeners() error {
 func (m *Member) openLog() error {
 	log, err := raftlog.Open(raftlog.Options{
 		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes,
-		Logger: m.logger, OnSync: m.options.Observer.LogSync,
+		Logger: m.logger, OnSync: m.options.Observer.LogSync, OnWrite: m.options.Observer.LogWrite,
 	})
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
+	}
+	if err := m.dir.LogMade(); err != nil { // before the replica starts, so before anything is promised
+		return errors.Join(err, log.Close())
 	}
 	m.log = log
 	return nil

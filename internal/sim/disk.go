@@ -12,8 +12,8 @@ import (
 
 // DiskOptions are the manners of a Disk.
 type DiskOptions struct {
-	// Slow files are those whose path holds this word; no word means no file.
-	Slow string
+	// Slow files are those whose path holds one of these words.
+	Slow []string
 	// SyncDelay is how long a sync of a slow file takes, chosen evenly between zero and this; one of a hundred takes
 	// twenty times as long.
 	SyncDelay time.Duration
@@ -110,10 +110,12 @@ func (f *diskFS) wrap(name string, file vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if word := f.disk.o.Slow; word == "" || !strings.Contains(name, word) {
-		return file, nil
+	for _, word := range f.disk.o.Slow {
+		if strings.Contains(name, word) {
+			return &diskFile{File: file, disk: f.disk}, nil
+		}
 	}
-	return &diskFile{File: file, disk: f.disk}, nil
+	return file, nil
 }
 
 func (f *diskFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {

@@ -67,7 +67,7 @@ func TestDiskCrash(t *testing.T) {
 // A disk that syncs late loses what it said was synced, for a while.
 func TestDiskSyncsLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := NewDisk(1, DiskOptions{Slow: "log", SyncsLate: time.Second})
+		d := NewDisk(1, DiskOptions{Slow: []string{"log"}, SyncsLate: time.Second})
 		writeFile(t, d.FS(), "log1", "x", true)
 		writeFile(t, d.FS(), "other", "x", true)
 		time.Sleep(2 * time.Second)
@@ -84,7 +84,7 @@ func TestDiskSyncsLate(t *testing.T) {
 
 func TestDiskDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := NewDisk(1, DiskOptions{Slow: "log", SyncDelay: time.Millisecond})
+		d := NewDisk(1, DiskOptions{Slow: []string{"log"}, SyncDelay: time.Millisecond})
 		began := time.Now()
 		writeFile(t, d.FS(), "other", "x", true)
 		if time.Since(began) != 0 {

@@ -188,8 +188,10 @@ func newRun(o Options) *run {
 		network: transport.NewNetwork(manners(rand.New(rand.NewPCG(o.Seed, 1)), o.Seed)),
 	}
 	r.report.Faults, r.deaths.at = map[string]int{}, map[string]time.Duration{}
-	disk := DiskOptions{Slow: "/log/", SyncDelay: 2 * time.Millisecond}
-	disk.SyncsLate = o.SyncsLate
+	disk := DiskOptions{Slow: []string{"/log/"}, SyncDelay: 2 * time.Millisecond, SyncsLate: o.SyncsLate}
+	if o.SyncsLate == 0 {
+		disk.Slow = append(disk.Slow, "/STATE") // so that putting a received checkpoint in place takes time too
+	}
 	var founders []server.Founder
 	for i := range o.Members {
 		founders = append(founders, server.Founder{Name: fmt.Sprintf("m%d", i+1), PeerURLs: []string{fmt.Sprintf("http://m%d:2380", i+1)}})

@@ -133,12 +133,24 @@ func powerCut(r *run, rng *rand.Rand) error {
 	return nil
 }
 
-// crashLong keeps a member away until the others have cut their logs, so that it needs a checkpoint.
+// crashLong keeps a member away until the others have cut their logs, so that it needs a checkpoint. Putting that in place
+// may take it long, while the others go on, perhaps under another leader, which has to send a checkpoint of its own.
 func crashLong(r *run, rng *rand.Rand) error {
 	n := r.someNode(rng)
 	n.crash(keep(rng))
 	time.Sleep(between(rng, 4*time.Second, 8*time.Second))
-	return n.start()
+	if err := n.start(); err != nil || rng.IntN(2) == 0 {
+		return err
+	}
+	n.disk.SetSlower(500 + rng.IntN(3000))
+	defer n.disk.SetSlower(1)
+	for range 2 {
+		time.Sleep(between(rng, 500*time.Millisecond, 3*time.Second))
+		if err := moveLeader(r, rng); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func stopOne(r *run, rng *rand.Rand) error {

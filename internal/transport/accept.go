@@ -68,6 +68,7 @@ func (t *Transport) serveConn(conn net.Conn) {
 	}
 	defer t.leave(key, conn)
 	if err := in.read(); !errors.Is(err, io.EOF) && t.ctx.Err() == nil {
+		t.c.Observer.ReceiveFailed(h.from)
 		t.c.Logger.Warn("gave up a peer's connection", "peer", hex(h.from), "err", err)
 	}
 	in.serving.Wait()

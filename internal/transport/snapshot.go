@@ -36,6 +36,7 @@ func (t *Transport) SendSnapshot(m *raftpb.Message, dir string, done func(error)
 	}
 	t.goLocked(func() {
 		start := time.Now()
+		t.c.Observer.SnapshotSending(p.id)
 		bytes, err := p.sendSnapshot(m, dir)
 		took := time.Since(start)
 		t.c.Observer.SnapshotSent(p.id, bytes, took, err)
@@ -166,6 +167,7 @@ func decodeAnnouncement(b []byte, sender, receiver uint64) (*raftpb.Message, []f
 // receiveSnapshot takes one checkpoint and answers.
 func (c *inConn) receiveSnapshot() {
 	start := time.Now()
+	c.t.c.Observer.SnapshotReceiving(c.from)
 	m, bytes, err := c.takeSnapshot(bufio.NewReaderSize(c.conn, 256<<10))
 	took := time.Since(start)
 	c.t.c.Observer.SnapshotReceived(c.from, bytes, took, err)
@@ -210,6 +212,7 @@ func (c *inConn) takeSnapshot(r *bufio.Reader) (m *raftpb.Message, received int6
 			s.abort()
 		}
 	}()
+	var syncing time.Duration
 	for _, f := range files {
 		if err := s.create(f.name); err != nil {
 			return m, received, err
@@ -234,14 +237,18 @@ func (c *inConn) takeSnapshot(r *bufio.Reader) (m *raftpb.Message, received int6
 		if len(sum) != 4 || binary.LittleEndian.Uint32(sum) != s.crc {
 			return m, received, fmt.Errorf("%w: file %s arrived with checksum %08x", ErrMalformed, f.name, s.crc)
 		}
+		begin := time.Now()
 		if err := s.finish(); err != nil {
 			return m, received, err
 		}
+		syncing += time.Since(begin)
 	}
+	begin := time.Now()
 	dir, err := s.commit(files)
 	if err != nil {
 		return m, received, err
 	}
+	c.t.c.Observer.SnapshotSynced(syncing + time.Since(begin))
 	fs := c.t.c.FS
 	return m, received, c.t.h.ReceiveSnapshot(m, dir, func() { _ = fs.RemoveAll(dir) })
 }

@@ -43,10 +43,16 @@ type Observer struct {
 	Sent             func(to uint64, bytes int)
 	Received         func(from uint64, bytes int)
 	SendFailed       func(to uint64, messages int) // dropped at a bound or lost with a connection
+	ReceiveFailed    func(from uint64)             // a connection that broke, or that carried what cannot be
 	RoundTrip        func(peer uint64, d time.Duration)
 	Active           func(peer uint64, up bool)
 	SnapshotSent     func(to uint64, bytes int64, d time.Duration, err error)
 	SnapshotReceived func(from uint64, bytes int64, d time.Duration, err error)
+	// A checkpoint is on its way, until SnapshotSent or SnapshotReceived.
+	SnapshotSending   func(to uint64)
+	SnapshotReceiving func(from uint64)
+	// SnapshotSynced is how long a received checkpoint took to be made durable.
+	SnapshotSynced func(d time.Duration)
 }
 
 func (o *Observer) setDefaults() {
@@ -60,6 +66,14 @@ func (o *Observer) setDefaults() {
 	}
 	if o.SendFailed == nil {
 		o.SendFailed = none
+	}
+	for _, f := range []*func(uint64){&o.ReceiveFailed, &o.SnapshotSending, &o.SnapshotReceiving} {
+		if *f == nil {
+			*f = func(uint64) {}
+		}
+	}
+	if o.SnapshotSynced == nil {
+		o.SnapshotSynced = func(time.Duration) {}
 	}
 	if o.RoundTrip == nil {
 		o.RoundTrip = func(uint64, time.Duration) {}

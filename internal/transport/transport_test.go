@@ -264,6 +264,27 @@ func TestLifeOfAConnection(t *testing.T) {
 	})
 }
 
+// TestHalfDead: a process that is about to end refuses new connections while an old one still stands. It has not ended.
+func TestHalfDead(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		p := newPipes()
+		a := startPeer(t, p, 1, nil)
+		defer a.Close()
+		b := startPeer(t, p, 2, nil)
+		time.Sleep(time.Second)
+		a.heard()
+		_ = b.Transport.c.Listeners[0].Close()
+		b.Transport.mu.Lock()
+		_ = b.inbound[inboundKey{1, streamAppends}].Close()
+		b.Transport.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		want(t, "one connection of two is left", a.heard(), "down 2 gone=false")
+		b.Close()
+		time.Sleep(time.Second)
+		want(t, "none is left", a.heard(), "down 2 gone=true")
+	})
+}
+
 // mute breaks what the member reads from, without a word to the other end.
 func (s *peerSpec) mute() {
 	s.Transport.mu.Lock()

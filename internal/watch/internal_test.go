@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,6 +43,39 @@ func TestHalfARevision(t *testing.T) {
 		b.h.next = 3
 		look("events 0 3: put b@3 put c@3")
 		look("progress -1 3:")
+	})
+}
+
+// TestChunksEndWithRevisions: what the dispatcher takes from the ring at once ends where a revision ends, however many
+// events that takes: what it has been through is told by revision.
+func TestChunksEndWithRevisions(t *testing.T) {
+	s := newFakeStore()
+	r := ring{maxEvents: 100, maxBytes: 1 << 20, from: 2, last: 1}
+	change := [2]string{"k", "v"}
+	for _, n := range []int{1, 4, 1, 3} {
+		r.append(s.Revision()+1, s.txn(slices.Repeat([][2]string{change}, n)...))
+	}
+	for limit, want := range [][]uint64{1: {1, 5, 6, 9}, 2: {5, 9}, 5: {5, 9}, 6: {6, 9}, 7: {9}} {
+		p, events, ok := uint64(0), []*Event(nil), true
+		for _, end := range want {
+			if events, p, ok = r.copyFrom(events[:0], p, limit); !ok || p != end {
+				t.Errorf("at least %d events: up to position %d (%v), want %d", limit, p, ok, end)
+			}
+		}
+	}
+}
+
+// TestProgressBehindLost: a watcher whose events left the ring before it took them is asked about like all others: its
+// stream's progress comes behind what it still has to get.
+func TestProgressBehindLost(t *testing.T) {
+	scenario(t, Options{RingEvents: 4}, func(b *bench) {
+		b.create(CreateOptions{Range: single("a")})
+		b.create(CreateOptions{Range: single("b")})
+		b.put("a", "b", "b", "b", "b")
+		b.w.RequestProgress()
+		b.want("events 1 6: put b@3 put b@4 put b@5 put b@6")
+		b.want("events 0 6: put a@2")
+		b.want("progress -1 6:")
 	})
 }
 

@@ -48,7 +48,7 @@ func run(m *testing.M) (int, error) {
 	etcd := *etcdFlag
 	if etcd == "" {
 		etcd = filepath.Join(dir, "etcd")
-		if err := build(".", etcd, "./etcd"); err != nil {
+		if err := build(filepath.Join("..", "..", "bench", "etcd"), etcd, "."); err != nil {
 			return 1, err
 		}
 	}

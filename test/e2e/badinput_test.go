@@ -6,11 +6,60 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
+
+// badInput is one way in which a member cannot start.
+type badInput struct {
+	name string
+	// spoil changes what would start a new member. It returns words that the sentence must hold.
+	spoil func(t *testing.T, m *member) []string
+}
+
+// spoiltDirs are data directories of a member that lack something.
+func spoiltDirs(used *member) []badInput {
+	return []badInput{
+		{"log that is gone", func(t *testing.T, m *member) []string {
+			m.again(t, used)
+			if err := os.RemoveAll(filepath.Join(m.dir, "log")); err != nil {
+				t.Fatal(err)
+			}
+			return []string{filepath.Join(m.dir, "log"), "gone"}
+		}},
+		{"log without its segments", func(t *testing.T, m *member) []string {
+			m.again(t, used)
+			segments, _ := filepath.Glob(filepath.Join(m.dir, "log", "*.log"))
+			for _, s := range segments {
+				if err := os.Remove(s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return []string{filepath.Join(m.dir, "log"), "gone"}
+		}},
+		{"no name of the state", func(t *testing.T, m *member) []string {
+			m.again(t, used)
+			write(t, filepath.Join(m.dir, "STATE"), "")
+			return []string{filepath.Join(m.dir, "STATE"), "damaged"}
+		}},
+		{"state that is gone", func(t *testing.T, m *member) []string {
+			m.again(t, used)
+			if err := os.RemoveAll(filepath.Join(m.dir, "state-1")); err != nil {
+				t.Fatal(err)
+			}
+			return []string{filepath.Join(m.dir, "state-1"), "gone"}
+		}},
+		{"identity that cannot be read", func(t *testing.T, m *member) []string {
+			m.again(t, used)
+			write(t, filepath.Join(m.dir, "member.json"), "{")
+			return []string{"member.json"}
+		}},
+	}
+}
 
 // TestBadInput starts a member in ways that cannot work. Each time it says what is wrong in one sentence that names the
 // culprit, ends with status 1, and leaves the disk as it was.
@@ -23,11 +72,7 @@ func TestBadInput(t *testing.T) {
 	}
 	usedDir := used.members[0].dir
 
-	for _, c := range []struct {
-		name string
-		// spoil changes what would start a new member. It returns words that the sentence must hold.
-		spoil func(t *testing.T, m *member) []string
-	}{
+	for _, c := range append(spoiltDirs(used.members[0]), []badInput{
 		{"unknown flag", func(_ *testing.T, m *member) []string {
 			m.args = append(m.args, "--no-such-flag=1")
 			return []string{"no-such-flag"}
@@ -89,16 +134,20 @@ func TestBadInput(t *testing.T) {
 			write(t, filepath.Join(m.dir, "member", "wal", "0000000000000000-0000000000000000.wal"), "a log")
 			return []string{m.dir, "etcd"}
 		}},
+		{"folder inside etcd's data directory", func(t *testing.T, m *member) []string {
+			write(t, filepath.Join(m.dir, "snap", "db"), "a bbolt file")
+			write(t, filepath.Join(m.dir, "wal", "0000000000000000-0000000000000000.wal"), "a log")
+			return []string{m.dir, "etcd"}
+		}},
+		{"lock that cannot be taken", func(t *testing.T, m *member) []string {
+			if err := os.MkdirAll(filepath.Join(m.dir, "LOCK"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			return []string{m.dir, "can be written"}
+		}},
 		{"data directory that is a file", func(t *testing.T, m *member) []string {
 			write(t, m.dir, "a file")
 			return []string{m.dir}
-		}},
-		{"identity that cannot be read", func(t *testing.T, m *member) []string {
-			copyDir(t, usedDir, m.dir)
-			write(t, filepath.Join(m.dir, "member.json"), "{")
-			m.args = append([]string(nil), used.members[0].args...)
-			m.set("--data-dir", m.dir)
-			return []string{"member.json"}
 		}},
 		{"config file that is not there", func(t *testing.T, m *member) []string {
 			m.args = []string{"server", "--config-file", filepath.Join(t.TempDir(), "none.yaml")}
@@ -118,7 +167,7 @@ func TestBadInput(t *testing.T) {
 			m.args = []string{"begin"}
 			return []string{"begin"}
 		}},
-	} {
+	}...) {
 		t.Run(c.name, func(t *testing.T) {
 			m := newCluster(t, 1).members[0]
 			m.t = t
@@ -139,6 +188,86 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDamagedState changes bytes in the middle of the state's files: the member says so in one sentence and ends with
+// status 1.
+func TestDamagedState(t *testing.T) {
+	c := newCluster(t, 1)
+	m := c.members[0]
+	c.start(m)
+	if _, err := c.client().Put(t.Context(), "a", "b"); err != nil {
+		t.Fatal(err)
+	}
+	if status := m.p.stop(10 * time.Second); status != 0 {
+		t.Fatalf("status %d", status)
+	}
+	tables, _ := filepath.Glob(filepath.Join(m.dir, "state-1", "*.sst"))
+	if len(tables) == 0 {
+		t.Fatal("the state has no files")
+	}
+	for _, name := range tables {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range min(200, len(data)) {
+			data[i] ^= 0xff
+		}
+		write(t, name, string(data))
+	}
+	for _, args := range [][]string{m.args, {"inspect", "state", m.dir}} {
+		p := spawn(t, args[0], nil, trivet(t), args...)
+		if status := p.wait(20 * time.Second); status != 1 {
+			t.Errorf("%s ended with status %d, want 1", args[0], status)
+		}
+		if said := sentences(p.output()); len(said) != 1 || !strings.Contains(said[0], "checksum mismatch") {
+			t.Errorf("%s said:\n%s", args[0], strings.Join(said, "\n"))
+		}
+	}
+}
+
+// TestLogReaderGone closes the pipe that a member's log goes to: the member serves on and stops in good order.
+func TestLogReaderGone(t *testing.T) {
+	m := newCluster(t, 1).members[0]
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	cmd := exec.Command(trivet(t), m.args...)
+	cmd.Stdout, cmd.Stderr = w, w
+	cmd.SysProcAttr = attributes()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	for answers := false; !answers; time.Sleep(20 * time.Millisecond) {
+		select {
+		case err := <-ended:
+			t.Fatalf("the member ended when nobody read its log: %v", err)
+		default:
+			_, err := m.status()
+			answers = err == nil
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("told to stop, the member ended with %v", err)
+	}
+}
+
+// again makes the member another start of the one given, on a copy of its data.
+func (m *member) again(t *testing.T, of *member) {
+	t.Helper()
+	copyDir(t, of.dir, m.dir)
+	m.args = append([]string(nil), of.args...)
+	m.set("--data-dir", m.dir)
 }
 
 // set gives a flag another value.
@@ -187,6 +316,15 @@ func write(t *testing.T, file, text string) {
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
 	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	// The folders of a data directory are its owner's alone, which CopyFS does not keep.
+	if err := filepath.WalkDir(to, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return err
+		}
+		return os.Chmod(name, 0o700)
+	}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -27,6 +27,21 @@ func TestFullDisk(t *testing.T) {
 	if _, err := c.client().Put(context.Background(), "a", "b"); err != nil {
 		t.Fatal(err)
 	}
+
+	// And again, without room for anything, when there is data.
+	c.kill(m)
+	p = spawn(t, "m1 without room", nil, "sh", append([]string{"-c", `ulimit -f 0; exec "$0" "$@"`, trivet(t)}, m.args...)...)
+	if status := p.wait(20 * time.Second); status != 1 {
+		t.Errorf("ended with status %d, want 1", status)
+	}
+	if said := sentences(p.output()); len(said) != 1 || !strings.Contains(said[0], syscall.EFBIG.Error()) {
+		t.Errorf("said, of a directory without room in %s:\n%s", m.dir, strings.Join(said, "\n"))
+	}
+	c.start(m)
+	got, err := c.client().Get(context.Background(), "a")
+	if err != nil || len(got.Kvs) != 1 {
+		t.Errorf("after the disk was full, the key is %v, %v", got, err)
+	}
 }
 
 // TestDiskFillsUp lets the disk of one of three members fill up while clients write: the member ends with status 1, the

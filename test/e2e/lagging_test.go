@@ -52,6 +52,16 @@ func TestLaggingMember(t *testing.T) {
 	if got := checkpointsReceived(t, late); got < 1 {
 		t.Errorf("a member that missed %d MiB was sent no checkpoint", checkpointWrites*checkpointValue>>20)
 	}
+	for _, name := range []string{"etcd_snap_db_save_total_duration_seconds_count", "etcd_snap_db_fsync_duration_seconds_count"} {
+		if metric(t, late, name) < 1 {
+			t.Errorf("%s says nothing of the checkpoint", name)
+		}
+	}
+	for _, name := range []string{"etcd_network_snapshot_receive_inflights_total", "etcd_server_snapshot_apply_in_progress_total"} {
+		if got := metric(t, late, name); got != 0 {
+			t.Errorf("%s is %v after the checkpoint", name, got)
+		}
+	}
 
 	// The member that was brought up from files is a full member: it takes writes, shows them to watchers, and survives
 	// the loss of another.

@@ -37,6 +37,8 @@ type Backend struct {
 	alarms    atomic.Pointer[[]rpc.Alarm]
 	// Barrier and Refuse, if set, are what ReadBarrier and Propose answer.
 	Barrier, Refuse atomic.Pointer[error]
+	// Hold makes ReadBarrier wait for the end of its context.
+	Hold atomic.Bool
 
 	compacting sync.WaitGroup
 
@@ -112,7 +114,7 @@ func (b *Backend) Propose(ctx context.Context, c *command.Command) (command.Resu
 			defer b.compacting.Done()
 			defer close(done)
 			for {
-				if ended, err := b.state.Store.CompactStep(context.Background(), 100); ended || err != nil {
+				if _, ended, err := b.state.Store.CompactStep(context.Background(), 100); ended || err != nil {
 					return
 				}
 			}
@@ -121,8 +123,12 @@ func (b *Backend) Propose(ctx context.Context, c *command.Command) (command.Resu
 	return res, nil
 }
 
-// ReadBarrier has nothing to wait for.
+// ReadBarrier has nothing to wait for, unless it is told to.
 func (b *Backend) ReadBarrier(ctx context.Context) error {
+	if b.Hold.Load() {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if err := b.Barrier.Load(); err != nil {
 		return *err
 	}
