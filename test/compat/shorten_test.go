@@ -1,7 +1,6 @@
 package compat
 
 import (
-	"errors"
 	"testing"
 	"time"
 
@@ -20,12 +19,14 @@ func shorten(t *testing.T, script []op, found error) ([]op, error) {
 	fails := func(ops []op) error {
 		// After a difference the two may hold different data: begin finds that out and starts new members.
 		err := systems.run(ops, false)
-		var d *difference
-		if errors.As(err, &d) && d.void {
+		voided := systems.void(err)
+		systems.bury()
+		if voided {
 			return nil
 		}
 		return err
 	}
+	systems.bury()
 	if err := fails(script); err == nil {
 		t.Log("the script does not fail again; this is all of it")
 		return script, found
