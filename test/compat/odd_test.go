@@ -280,3 +280,37 @@ func TestMetadata(t *testing.T) {
 		})
 	}
 }
+
+// TestMoveLeader asks for another leader: of a member that does not lead, in favour of a member that does not exist, and of
+// one that does.
+func TestMoveLeader(t *testing.T) {
+	ask(t, func(ctx context.Context, s *target) (string, error) {
+		first, err := pb.NewMaintenanceClient(s.conns[0]).Status(ctx, &pb.StatusRequest{})
+		if err != nil {
+			return "", err
+		}
+		var told strings.Builder
+		leader := s.members[first.Leader] // counts from 1
+		next := leader%memberCount + 1
+		var id uint64
+		for one, n := range s.members {
+			if n == next {
+				id = one
+			}
+		}
+		for _, to := range []struct{ asked, target uint64 }{{next, id}, {next, 12345}, {leader, 12345}, {leader, 0}, {leader, first.Leader}, {leader, id}} {
+			r, err := pb.NewMaintenanceClient(s.conns[to.asked-1]).MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: to.target})
+			fmt.Fprintf(&told, "%v, header %v\n", status.Convert(err).Message(), r.GetHeader() != nil)
+		}
+		for {
+			now, err := pb.NewMaintenanceClient(s.conns[0]).Status(ctx, &pb.StatusRequest{})
+			if err != nil {
+				return told.String(), err
+			}
+			if now.Leader == id {
+				return told.String(), nil
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+}
