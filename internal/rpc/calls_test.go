@@ -247,3 +247,23 @@ func (p *script) handWritten() {
 	p.call("Lease/LeaseRevoke", &pb.LeaseRevokeRequest{ID: 6})
 	p.call("KV/Compact", &pb.CompactionRequest{Revision: 1 << 40})
 }
+
+// plain takes out of a message what differs by right.
+func plain(m protoreflect.Message) {
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch f.Name() {
+		case "cluster_id", "member_id", "raft_term", "raftTerm", "leader", "raftIndex", "raftAppliedIndex", "dbSize", "dbSizeInUse":
+			m.Clear(f)
+			return true
+		}
+		switch {
+		case f.IsList() && f.Message() != nil:
+			for i := range v.List().Len() {
+				plain(v.List().Get(i).Message())
+			}
+		case f.Message() != nil && !f.IsMap():
+			plain(v.Message())
+		}
+		return true
+	})
+}

@@ -1,7 +1,6 @@
 package compat
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,16 +36,16 @@ func runFile(t *testing.T, file string) {
 		t.Fatalf("%s: %v", file, err)
 	}
 	err = systems.run(ops, false)
-	var d *difference
 	for range 2 {
-		if !errors.As(err, &d) || !d.void {
+		if !systems.void(err) {
 			break
 		}
 		t.Logf("the machine stood still, once more: %v", err)
 		err = systems.run(ops, true)
 	}
 	if err != nil {
-		t.Fatalf("%s\nafter %d lines: %v", file, len(systems.done), err)
+		defer systems.bury()
+		t.Fatalf("%s\nafter %d lines: %v\n%v", file, len(systems.done), err, systems.crashed())
 	}
 	for i, o := range ops {
 		if got := systems.done[i]; got.fails != o.fails && !o.either {

@@ -1,6 +1,7 @@
 // Package compat makes the same calls of etcd 3.7.3 and of Trivet, both as three members that are processes on loopback,
-// and wants every answer equal: every field, every error code and text, every event of every watcher. It is a module of
-// its own so that etcd's server stays out of Trivet's dependencies, and it holds nothing but tests.
+// and wants every answer equal: every field, every error code and text, every event of every watcher. It is a
+// module of its own, beside the one that builds etcd (bench/etcd), so that a plain test of Trivet does not wait for all
+// this; it holds nothing but tests.
 //
 // A script is a list of calls, one a line, as in testdata/cases; package docs of its form are at parseOp. The cases are
 // written by hand; the random driver (TestRandom) makes scripts from a seed, in episodes that each begin with an emptied

@@ -1,11 +1,11 @@
 package compat
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,18 +28,17 @@ func TestRandom(t *testing.T) {
 	began, calls := time.Now(), 0
 	for episode, voided := *firstFlag, 0; calls < *callsFlag; {
 		err := runEpisode(&systems, seed, uint64(episode), min(episodeCalls, *callsFlag-calls))
-		var d *difference
 		switch {
 		case err == nil:
 			calls += systems.calls
 			episode++
-		case errors.As(err, &d) && d.void && voided < 5:
+		case systems.void(err) && voided < 5:
 			voided++
 			t.Logf("episode %d counts for nothing, the machine stood still: %v", episode, err)
 			systems.both(func(t *target) error { t.stop(); return nil })
 		default:
 			script := systems.done
-			t.Errorf("seed %d, episode %d, after %d calls: %v", seed, episode, calls+systems.calls, err)
+			t.Errorf("seed %d, episode %d, after %d calls: %v\n%v", seed, episode, calls+systems.calls, err, systems.crashed())
 			shortened, err := shorten(t, script, err)
 			if len(shortened) > 40 {
 				whole := filepath.Join(os.TempDir(), fmt.Sprintf("compat-%d-%d.txt", seed, episode))
@@ -100,8 +99,7 @@ func TestNotices(t *testing.T) {
 		}
 		systems.trivet.alter = alter
 		err := systems.run(noticeable(t), false)
-		var d *difference
-		if errors.As(err, &d) && d.void {
+		if systems.void(err) {
 			t.Skipf("the machine stood still: %v", err)
 		}
 		if err == nil {
@@ -153,5 +151,23 @@ func TestScriptForm(t *testing.T) {
 	}
 	if got := formatScript(again); got != text {
 		t.Error("a script is another one when it is read again")
+	}
+}
+
+// TestCrashIsNoticed kills a member under a script: that is never the machine's fault.
+func TestCrashIsNoticed(t *testing.T) {
+	if err := systems.begin(false); err != nil {
+		t.Fatal(err)
+	}
+	if err := systems.trivet.cluster.Members[2].Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	systems.trivet.cluster.Members[2].Wait()
+	err := systems.do([]op{{verb: "call", method: "KV.Range", member: 2, req: &pb.RangeRequest{Key: []byte("a")}}})
+	if err == nil || systems.void(err) {
+		t.Errorf("not noticed: %v", err)
+	}
+	if err := systems.begin(false); err == nil || systems.void(err) {
+		t.Errorf("not noticed before the next script: %v", err)
 	}
 }

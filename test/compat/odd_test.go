@@ -216,6 +216,10 @@ func (rawCodec) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
+// libraryWords takes out of a text what comes from the libraries: protobuf writes one of two kinds of space, by the binary
+// it is in, and gRPC has other words for a message that it cannot read since the version that etcd is built with.
+var libraryWords = strings.NewReplacer("\u00a0", " ", "grpc: error unmarshalling request: ", "grpc: failed to unmarshal the received message: ")
+
 // TestBadMessages sends what is no request, and asks for what is no call.
 func TestBadMessages(t *testing.T) {
 	unknownField := protowire.AppendString(protowire.AppendTag(protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "a"), 99, protowire.BytesType), "x")
@@ -240,8 +244,7 @@ func TestBadMessages(t *testing.T) {
 				var answer []byte
 				err := s.conns[0].Invoke(ctx, c.method, &c.body, &answer, grpc.ForceCodec(rawCodec{}))
 				st := status.Convert(err)
-				// The protobuf library writes one of two kinds of space, by the binary it is in.
-				return fmt.Sprintf("%v %q", st.Code(), strings.ReplaceAll(st.Message(), "\u00a0", " ")), nil
+				return fmt.Sprintf("%v %q", st.Code(), libraryWords.Replace(st.Message())), nil
 			})
 		})
 	}
@@ -276,4 +279,38 @@ func TestMetadata(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMoveLeader asks for another leader: of a member that does not lead, in favour of a member that does not exist, and of
+// one that does.
+func TestMoveLeader(t *testing.T) {
+	ask(t, func(ctx context.Context, s *target) (string, error) {
+		first, err := pb.NewMaintenanceClient(s.conns[0]).Status(ctx, &pb.StatusRequest{})
+		if err != nil {
+			return "", err
+		}
+		var told strings.Builder
+		leader := s.members[first.Leader] // counts from 1
+		next := leader%memberCount + 1
+		var id uint64
+		for one, n := range s.members {
+			if n == next {
+				id = one
+			}
+		}
+		for _, to := range []struct{ asked, target uint64 }{{next, id}, {next, 12345}, {leader, 12345}, {leader, 0}, {leader, first.Leader}, {leader, id}} {
+			r, err := pb.NewMaintenanceClient(s.conns[to.asked-1]).MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: to.target})
+			fmt.Fprintf(&told, "%v, header %v\n", status.Convert(err).Message(), r.GetHeader() != nil)
+		}
+		for {
+			now, err := pb.NewMaintenanceClient(s.conns[0]).Status(ctx, &pb.StatusRequest{})
+			if err != nil {
+				return told.String(), err
+			}
+			if now.Leader == id {
+				return told.String(), nil
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
 }

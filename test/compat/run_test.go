@@ -37,12 +37,29 @@ func differs(format string, args ...any) error {
 	return &difference{text: fmt.Sprintf(format, args...)}
 }
 
-func void(err error) error {
+// blameless makes err a difference that says nothing of the systems, unless it is a difference already.
+func blameless(err error) error {
 	var d *difference
 	if err == nil || errors.As(err, &d) {
 		return err
 	}
 	return &difference{text: err.Error(), void: true}
+}
+
+// void says whether err is the machine's fault. A member whose process has ended by itself is not.
+func (p *pair) void(err error) bool {
+	var d *difference
+	return errors.As(err, &d) && d.void && p.crashed() == nil
+}
+
+func (p *pair) crashed() error { return errors.Join(p.etcd.crashed(), p.trivet.crashed()) }
+
+// bury stops both systems if a process of theirs has ended, so that the next script begins with new members.
+func (p *pair) bury() {
+	if p.crashed() != nil {
+		p.etcd.stop()
+		p.trivet.stop()
+	}
 }
 
 // both runs f for the two systems at once.
@@ -55,12 +72,16 @@ func (p *pair) both(f func(t *target) error) error {
 // begin empties the stores, and starts new members where that does not do.
 func (p *pair) begin(fresh bool) error {
 	p.done, p.calls, p.compactions = nil, 0, map[int64]bool{1: true}
+	if err := p.crashed(); err != nil { // since the last answer
+		p.bury()
+		return differs("%v", err)
+	}
 	if fresh || p.etcd.cluster == nil || p.trivet.cluster == nil || p.both((*target).reset) != nil || p.etcd.base != p.trivet.base {
 		if err := p.both((*target).start); err != nil {
-			return void(err)
+			return blameless(err)
 		}
 		if err := p.both((*target).reset); err != nil {
-			return void(err)
+			return blameless(err)
 		}
 		if p.etcd.base != p.trivet.base {
 			return differs("fresh members are at revision %d with etcd, at %d with Trivet", p.etcd.base, p.trivet.base)
@@ -135,7 +156,7 @@ func (p *pair) do(ops []op) error {
 		if err := p.settle(); err != nil {
 			return err
 		}
-		if err := void(p.both(func(t *target) error { return t.inStep(p.revision) })); err != nil {
+		if err := blameless(p.both(func(t *target) error { return t.inStep(p.revision) })); err != nil {
 			return err
 		}
 	}
@@ -151,7 +172,7 @@ func (p *pair) skipHash(o op) {
 
 func (p *pair) compareCalls(ops []op) error {
 	var theirs, ours []outcome
-	if err := void(p.both(func(t *target) error {
+	if err := blameless(p.both(func(t *target) error {
 		outs, err := t.calls(ops)
 		if t == p.etcd {
 			theirs = outs

@@ -1,7 +1,6 @@
 package compat
 
 import (
-	"errors"
 	"testing"
 	"time"
 
@@ -20,17 +19,19 @@ func shorten(t *testing.T, script []op, found error) ([]op, error) {
 	fails := func(ops []op) error {
 		// After a difference the two may hold different data: begin finds that out and starts new members.
 		err := systems.run(ops, false)
-		var d *difference
-		if errors.As(err, &d) && d.void {
+		voided := systems.void(err)
+		systems.bury()
+		if voided {
 			return nil
 		}
 		return err
 	}
+	systems.bury()
 	if err := fails(script); err == nil {
 		t.Log("the script does not fail again; this is all of it")
 		return script, found
 	} else {
-		script, found = systems.done[:len(systems.done):len(systems.done)], err
+		script, found = upToFailure(len(script)), err
 	}
 	for size := len(script) / 2; size > 0 && time.Now().Before(deadline); {
 		removed := false
@@ -38,7 +39,7 @@ func shorten(t *testing.T, script []op, found error) ([]op, error) {
 			try := append(append([]op{}, script[:from]...), script[from+size:]...)
 			if err := fails(try); err != nil {
 				// What comes behind the line that fails is not needed.
-				script, found, removed = systems.done, err, true
+				script, found, removed = upToFailure(len(try)), err, true
 				from = min(from, len(script))
 			}
 		}
@@ -51,7 +52,7 @@ func shorten(t *testing.T, script []op, found error) ([]op, error) {
 			try := append([]op{}, script...)
 			try[i] = simpler
 			if err := fails(try); err != nil {
-				script, found = systems.done, err
+				script, found = upToFailure(len(try)), err
 				i--
 				break
 			}
@@ -59,6 +60,9 @@ func shorten(t *testing.T, script []op, found error) ([]op, error) {
 	}
 	return script, found
 }
+
+// upToFailure is what was done of a script of n lines: the settling that ends every run is not part of it.
+func upToFailure(n int) []op { return append([]op{}, systems.done[:min(n, len(systems.done))]...) }
 
 // simplify returns forms of a transaction with one part less.
 func simplify(o op) []op {

@@ -89,6 +89,25 @@ func (t *target) stop() {
 	_ = os.RemoveAll(filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.name, t.starts)))
 }
 
+// crashed returns an error, with the end of its log, if a member's process has ended by itself.
+func (t *target) crashed() error {
+	if t.cluster == nil {
+		return nil
+	}
+	for _, m := range t.cluster.Members {
+		select {
+		case <-m.Exited():
+			log, err := os.ReadFile(filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.name, t.starts), m.Name+".log"))
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("%s: the process of %s has ended:\n%s", t.name, m.Name, log[max(0, len(log)-4000):])
+		default:
+		}
+	}
+	return nil
+}
+
 func (t *target) closeStreams() {
 	for _, w := range t.streams {
 		w.close()
