@@ -282,6 +282,7 @@ func (p *pair) settle() error {
 	if err := p.streamFailed(p.both(func(t *target) error { return t.settle(p.revision) })); err != nil {
 		return err
 	}
+	p.etcd.seen, p.trivet.seen = p.etcd.witness.first(), p.trivet.witness.first()
 	if err := p.compareStream("witness", p.etcd.witness, p.trivet.witness); err != nil {
 		return err
 	}
@@ -340,11 +341,12 @@ func (p *pair) compareWatchers(what string, theirs, ours *watcher) error {
 	if !proto.Equal(theirs.ended, ours.ended) {
 		return differs("%s\nended with etcd by:\n%s\nwith Trivet:\n%s", what, indent(theirs.ended), indent(ours.ended))
 	}
-	for i := range max(len(theirs.events), len(ours.events)) {
-		if i >= len(theirs.events) || i >= len(ours.events) {
-			return differs("%s: %d events with etcd, %d with Trivet", what, len(theirs.events), len(ours.events))
+	these, those := theirs.told(p.etcd.seen), ours.told(p.trivet.seen)
+	for i := range max(len(these), len(those)) {
+		if i >= len(these) || i >= len(those) {
+			return differs("%s: %d events with etcd, %d with Trivet", what, len(these), len(those))
 		}
-		if a, b := p.etcd.event(theirs.events[i]), p.trivet.event(ours.events[i]); !proto.Equal(a, b) {
+		if a, b := p.etcd.event(these[i]), p.trivet.event(those[i]); !proto.Equal(a, b) {
 			return differs("%s, event %d\netcd:\n%s\nTrivet:\n%s", what, i, indent(a), indent(b))
 		}
 	}

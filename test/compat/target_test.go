@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	mvccpb "go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/trivet-kv/trivet/bench/cluster"
 )
@@ -44,7 +45,8 @@ type target struct {
 	compacted int64 // up to where history is gone
 	behind    bool  // something was written since all members were known to have applied everything
 	streams   map[string]*watchStream
-	witness   *watchStream // sees every event since the script's begin
+	witness   *watchStream    // sees every event since the script's begin
+	seen      []*mvccpb.Event // of witness, when the two were compared last
 }
 
 // start begins with fresh members.
