@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -49,7 +50,16 @@ func blameless(err error) error {
 // void says whether err is the machine's fault. A member whose process has ended by itself is not.
 func (p *pair) void(err error) bool {
 	var d *difference
-	return errors.As(err, &d) && d.void && p.crashed() == nil
+	if !errors.As(err, &d) || !d.void {
+		return false
+	}
+	for range 60 { // its connections end some time before the process does
+		if p.crashed() != nil {
+			return false
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return true
 }
 
 func (p *pair) crashed() error { return errors.Join(p.etcd.crashed(), p.trivet.crashed()) }

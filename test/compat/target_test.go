@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -68,7 +69,7 @@ func (t *target) start() error {
 			return err
 		}
 		t.conns = append(t.conns, conn)
-		s, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+		s, err := settled(ctx, conn)
 		if err != nil {
 			return fmt.Errorf("%s: status of member %d: %w", t.name, i+1, err)
 		}
@@ -76,6 +77,20 @@ func (t *target) start() error {
 		t.members[s.Header.MemberId] = uint64(i + 1)
 	}
 	return nil
+}
+
+// settled waits until a member says that it stores what its version stores: etcd agrees on that some time after it serves.
+func settled(ctx context.Context, conn *grpc.ClientConn) (*pb.StatusResponse, error) {
+	for {
+		s, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+		if err != nil {
+			return nil, err
+		}
+		if minor := s.Version[:strings.LastIndexByte(s.Version, '.')+1]; minor != "" && strings.HasPrefix(s.StorageVersion, minor) {
+			return s, nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 func (t *target) stop() {
