@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -49,7 +50,16 @@ func blameless(err error) error {
 // void says whether err is the machine's fault. A member whose process has ended by itself is not.
 func (p *pair) void(err error) bool {
 	var d *difference
-	return errors.As(err, &d) && d.void && p.crashed() == nil
+	if !errors.As(err, &d) || !d.void {
+		return false
+	}
+	for range 60 { // its connections end some time before the process does
+		if p.crashed() != nil {
+			return false
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return true
 }
 
 func (p *pair) crashed() error { return errors.Join(p.etcd.crashed(), p.trivet.crashed()) }
@@ -282,6 +292,7 @@ func (p *pair) settle() error {
 	if err := p.streamFailed(p.both(func(t *target) error { return t.settle(p.revision) })); err != nil {
 		return err
 	}
+	p.etcd.seen, p.trivet.seen = p.etcd.witness.first(), p.trivet.witness.first()
 	if err := p.compareStream("witness", p.etcd.witness, p.trivet.witness); err != nil {
 		return err
 	}
@@ -340,11 +351,12 @@ func (p *pair) compareWatchers(what string, theirs, ours *watcher) error {
 	if !proto.Equal(theirs.ended, ours.ended) {
 		return differs("%s\nended with etcd by:\n%s\nwith Trivet:\n%s", what, indent(theirs.ended), indent(ours.ended))
 	}
-	for i := range max(len(theirs.events), len(ours.events)) {
-		if i >= len(theirs.events) || i >= len(ours.events) {
-			return differs("%s: %d events with etcd, %d with Trivet", what, len(theirs.events), len(ours.events))
+	these, those := theirs.told(p.etcd.seen), ours.told(p.trivet.seen)
+	for i := range max(len(these), len(those)) {
+		if i >= len(these) || i >= len(those) {
+			return differs("%s: %d events with etcd, %d with Trivet", what, len(these), len(those))
 		}
-		if a, b := p.etcd.event(theirs.events[i]), p.trivet.event(ours.events[i]); !proto.Equal(a, b) {
+		if a, b := p.etcd.event(these[i]), p.trivet.event(those[i]); !proto.Equal(a, b) {
 			return differs("%s, event %d\netcd:\n%s\nTrivet:\n%s", what, i, indent(a), indent(b))
 		}
 	}

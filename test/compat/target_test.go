@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	mvccpb "go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/trivet-kv/trivet/bench/cluster"
 )
@@ -44,7 +46,8 @@ type target struct {
 	compacted int64 // up to where history is gone
 	behind    bool  // something was written since all members were known to have applied everything
 	streams   map[string]*watchStream
-	witness   *watchStream // sees every event since the script's begin
+	witness   *watchStream    // sees every event since the script's begin
+	seen      []*mvccpb.Event // of witness, when the two were compared last
 }
 
 // start begins with fresh members.
@@ -66,7 +69,7 @@ func (t *target) start() error {
 			return err
 		}
 		t.conns = append(t.conns, conn)
-		s, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+		s, err := settled(ctx, conn)
 		if err != nil {
 			return fmt.Errorf("%s: status of member %d: %w", t.name, i+1, err)
 		}
@@ -74,6 +77,20 @@ func (t *target) start() error {
 		t.members[s.Header.MemberId] = uint64(i + 1)
 	}
 	return nil
+}
+
+// settled waits until a member says that it stores what its version stores: etcd agrees on that some time after it serves.
+func settled(ctx context.Context, conn *grpc.ClientConn) (*pb.StatusResponse, error) {
+	for {
+		s, err := pb.NewMaintenanceClient(conn).Status(ctx, &pb.StatusRequest{})
+		if err != nil {
+			return nil, err
+		}
+		if minor := s.Version[:strings.LastIndexByte(s.Version, '.')+1]; minor != "" && strings.HasPrefix(s.StorageVersion, minor) {
+			return s, nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 func (t *target) stop() {

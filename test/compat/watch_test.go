@@ -167,15 +167,56 @@ func (w *watchStream) answered() error {
 	return w.until("the answer to a create request", patience, func() bool { return w.created == w.creates })
 }
 
-// wanted are the events that a watcher is to have got, out of all that there were, with neither values nor previous pairs.
+// wanted is how many of all events that there were the watcher is to get.
 func (o *watcher) wanted(all []*mvccpb.Event) int {
 	n := 0
-	for _, e := range all {
-		if e.Kv.ModRevision >= o.since && o.covers(e.Kv.Key) && !o.filtered(e) {
+	for i, e := range all {
+		if e.Kv.ModRevision >= o.since && o.covers(e.Kv.Key) && !o.filtered(e) && !o.optional(all, i) {
 			n++
 		}
 	}
 	return n
+}
+
+// told are the events that the watcher got, without those that it may have got or not.
+func (o *watcher) told(all []*mvccpb.Event) []*mvccpb.Event {
+	optional := make(map[string]bool)
+	name := func(e *mvccpb.Event) string {
+		return fmt.Sprint(e.Type, string(e.Kv.Key), e.Kv.ModRevision, e.Kv.Version, string(e.Kv.Value))
+	}
+	for i, e := range all {
+		if o.optional(all, i) {
+			optional[name(e)] = true
+		}
+	}
+	if len(optional) == 0 {
+		return o.events
+	}
+	var told []*mvccpb.Event
+	for _, e := range o.events {
+		if !optional[name(e)] {
+			told = append(told, e)
+		}
+	}
+	return told
+}
+
+// optional says whether all[i] is a change of the very revision that was compacted when the watcher began there, and the
+// same transaction changed the key again: such a version is garbage, and gone sooner or later (docs/compat.md).
+func (o *watcher) optional(all []*mvccpb.Event, i int) bool {
+	revision := all[i].Kv.ModRevision
+	if o.create.StartRevision != o.floor || revision != o.floor {
+		return false
+	}
+	for _, later := range all[i+1:] {
+		if later.Kv.ModRevision != revision {
+			return false
+		}
+		if bytes.Equal(later.Kv.Key, all[i].Kv.Key) {
+			return true
+		}
+	}
+	return false
 }
 
 func (o *watcher) covers(key []byte) bool {
@@ -213,13 +254,11 @@ func (t *target) settle(revision int64) error {
 	if err := t.witness.reach(revision); err != nil {
 		return err
 	}
-	t.witness.mu.Lock()
-	all := t.witness.watchers[0].events
-	t.witness.mu.Unlock()
+	all := t.witness.first()
 	for name, w := range t.streams {
 		err := w.until("all events of stream "+name, patience, func() bool {
 			for _, one := range w.watchers {
-				if one.lost() || one.partial || len(one.events) < one.wanted(all) {
+				if one.lost() || one.partial || len(one.told(all)) < one.wanted(all) {
 					return false // a lost one's cancellation is still to come
 				}
 			}
@@ -232,6 +271,13 @@ func (t *target) settle(revision int64) error {
 	return nil
 }
 
+// first is what the first watcher of the stream has got so far.
+func (w *watchStream) first() []*mvccpb.Event {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.watchers[0].events
+}
+
 // lost says whether a watcher began before what was compacted when it was created.
 func (o *watcher) lost() bool { return o.create.StartRevision > 0 && o.create.StartRevision < o.floor }
 
@@ -241,6 +287,18 @@ func (w *watchStream) state(all []*mvccpb.Event) string {
 	var s string
 	for id, one := range w.watchers {
 		s += fmt.Sprintf("[watch id %d: %d events of %d; %s] ", id, len(one.events), one.wanted(all), oneLine(one.create))
+		got := make(map[string]int)
+		for _, e := range one.events {
+			got[fmt.Sprintf("%v %q at %d", e.Type, e.Kv.Key, e.Kv.ModRevision)]++
+		}
+		for _, e := range all {
+			name := fmt.Sprintf("%v %q at %d", e.Type, e.Kv.Key, e.Kv.ModRevision)
+			if one.wanted([]*mvccpb.Event{e}) == 1 {
+				if got[name]--; got[name] < 0 {
+					s += "without " + name + "; "
+				}
+			}
+		}
 	}
 	return s
 }
