@@ -398,6 +398,9 @@ func (t *Txn) Range(o kv.RangeOptions) (kv.RangeResult, error) {
 			v.count.whole += d
 		}
 	}
+	for i := range v.count.edges {
+		v.count.edges[i].keys += w.delta[v.count.edges[i].fence]
+	}
 	return v.collect(o)
 }
 
