@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -10,20 +11,49 @@ import (
 // is committed. One goroutine at a time may use it.
 type Batch struct {
 	b    *pebble.Batch
+	db   *pebble.DB
 	gate *gate
+	// indexed: b can be read. Most batches never are, and do not pay for an index; the first read makes it.
+	indexed bool
 }
 
 // Get implements Reader.
-func (b *Batch) Get(key []byte) ([]byte, bool, error) { return get(b.b, key) }
+func (b *Batch) Get(key []byte) ([]byte, bool, error) {
+	if err := b.index(); err != nil {
+		return nil, false, err
+	}
+	return get(b.b, key)
+}
 
 // NewIter implements Reader. The iterator does not see writes made after it.
 func (b *Batch) NewIter(lower, upper []byte) (*Iter, error) {
+	if err := b.index(); err != nil {
+		return nil, err
+	}
 	return newIter(b.gate, b.b, &pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 }
 
 // NewLookup implements Reader.
 func (b *Batch) NewLookup() (*Iter, error) {
+	if err := b.index(); err != nil {
+		return nil, err
+	}
 	return newIter(b.gate, b.b, &pebble.IterOptions{UseL6Filters: true})
+}
+
+func (b *Batch) index() error {
+	if b.indexed {
+		return nil
+	}
+	indexed := b.db.NewIndexedBatch()
+	err := indexed.Apply(b.b, nil)
+	if err == nil {
+		b.b, indexed, b.indexed = indexed, b.b, true
+	}
+	if err = errors.Join(err, indexed.Close()); err != nil {
+		return fmt.Errorf("index a batch: %w", err)
+	}
+	return nil
 }
 
 // Set writes a row. Key and value are copied.

@@ -200,19 +200,18 @@ func (e *Engine) NewLookup() (*Iter, error) {
 	return newIter(e.gate, e.db, &pebble.IterOptions{UseL6Filters: true})
 }
 
-// NewBatch returns an empty batch. It must be closed. Writers end before the engine is closed; one that does not panics.
-func (e *Engine) NewBatch() *Batch { return e.batch(e.db.NewIndexedBatch) }
-
-// NewBlindBatch returns an empty batch that is cheaper but cannot be read: its Get and NewIter fail. It must be closed.
-func (e *Engine) NewBlindBatch() *Batch {
-	return e.batch(func() *pebble.Batch { return e.db.NewBatch() })
+// NewDurableLookup returns an iterator for SeekPrefix only, over the durable state. It finds nothing that is in memtables
+// only, and need not search them.
+func (e *Engine) NewDurableLookup() (*Iter, error) {
+	return newIter(e.gate, e.db, &pebble.IterOptions{UseL6Filters: true, OnlyReadGuaranteedDurable: true})
 }
 
-func (e *Engine) batch(make func() *pebble.Batch) *Batch {
+// NewBatch returns an empty batch. It must be closed. Writers end before the engine is closed; one that does not panics.
+func (e *Engine) NewBatch() *Batch {
 	if err := e.gate.enter(); err != nil {
 		panic("engine: a batch was begun on the state in " + e.dir + " after it was closed")
 	}
-	return &Batch{b: make(), gate: e.gate}
+	return &Batch{b: e.db.NewBatch(), db: e.db, gate: e.gate}
 }
 
 // Flush makes everything committed before the call durable.

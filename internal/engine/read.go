@@ -49,6 +49,9 @@ type Iter struct {
 	gate *gate
 }
 
+// SetBounds makes lower ≤ row < upper the bounds, over the same moment. The iterator then stands on no row.
+func (i *Iter) SetBounds(lower, upper []byte) { i.it.SetBounds(lower, upper) }
+
 // First moves to the first row.
 func (i *Iter) First() bool { return i.it.First() }
 

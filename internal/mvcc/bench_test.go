@@ -2,9 +2,12 @@ package mvcc
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -75,6 +78,58 @@ func BenchmarkPut(b *testing.B) {
 			benchPuts(b, e, s, perBatch, func(int) []byte { return []byte(fmt.Sprintf("key/%08d/%x", rng.IntN(100_000), rng.Uint64())) })
 		})
 	}
+}
+
+// BenchmarkLoad puts b.N values of 256 bytes, 200 to a batch, to as many keys in no order, or to a hundredth of them,
+// and waits until the engine is at rest. The figure is the CPU of the process, flushes and compactions included.
+func BenchmarkLoad(b *testing.B) {
+	for _, kind := range []string{"new", "again"} {
+		b.Run(kind, func(b *testing.B) {
+			e, s := benchStore(b, 1, 256)
+			value := make([]byte, 256)
+			rng := rand.New(rand.NewPCG(1, 1))
+			pick := func(n int) uint64 { return uint64(n) }
+			if kind == "again" {
+				pick = func(int) uint64 { return rng.Uint64N(max(uint64(b.N)/100, 1)) }
+			}
+			before := cpuTime(b)
+			b.ResetTimer()
+			for n := 0; n < b.N; {
+				batch := e.NewBatch()
+				w := s.NewWriter(batch)
+				for range min(200, b.N-n) {
+					for i := 0; i < len(value); i += 8 {
+						binary.LittleEndian.PutUint64(value[i:], rng.Uint64())
+					}
+					t := w.Begin()
+					if _, err := t.Put(fmt.Appendf(nil, "key/%016x", pick(n)*0x9e3779b97f4a7c15), value, 0); err != nil {
+						b.Fatal(err)
+					}
+					t.End()
+					n++
+				}
+				if _, err := w.Publish(); err != nil {
+					b.Fatal(err)
+				}
+				batch.Close()
+			}
+			if err := e.Flush(); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64((cpuTime(b)-before).Nanoseconds())/float64(b.N), "cpu-ns/put")
+			total, _ := e.DiskUsage()
+			b.ReportMetric(float64(total)/float64(b.N), "disk-B/put")
+		})
+	}
+}
+
+// cpuTime is the user and system time of the process so far.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func BenchmarkPointRead(b *testing.B) {
@@ -162,6 +217,8 @@ func BenchmarkCount100000(b *testing.B) {
 	_, s := benchStore(b, 100_000, 256)
 	middle := kv.Range{Key: []byte("key/00010123"), End: []byte("key/00089777")}
 	b.Run("all", func(b *testing.B) { benchScan(b, s, kv.RangeOptions{Range: everything, CountOnly: true}, 0, 100_000) })
+	prefix := kv.Range{Key: []byte("key/"), End: []byte("key0")}
+	b.Run("prefix", func(b *testing.B) { benchScan(b, s, kv.RangeOptions{Range: prefix, CountOnly: true}, 0, 100_000) })
 	b.Run("middle", func(b *testing.B) { benchScan(b, s, kv.RangeOptions{Range: middle, CountOnly: true}, 0, 79_654) })
 }
 

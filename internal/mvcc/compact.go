@@ -31,7 +31,7 @@ func (s *Store) CompactStep(ctx context.Context, limit int) (deleted int, done b
 		// The changes at Done are looked at again: their tombstones stayed.
 		p.Target, p.Next = compact, kv.Revision{Main: p.Done}
 	}
-	b := s.e.NewBlindBatch()
+	b := s.e.NewBatch()
 	defer b.Close()
 	deleted, finished, err := s.sweep(b, &p, limit)
 	if err != nil {

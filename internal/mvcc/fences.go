@@ -87,18 +87,26 @@ func sum(counts []int64) (n int64) {
 	return n
 }
 
-// fenceCount is what the fences know of a range: fences from to to (excluded) lie in it, with whole keys; the keys
-// between the bounds of the edges must be walked.
+// fenceCount is what the fences know of a range: those from to to (excluded) lie in it with all their keys, and the edges
+// are those of which a part does.
 type fenceCount struct {
 	whole    int64
 	from, to int
-	edges    [2]kv.Range // those with an empty Key are none
+	edges    []edge // at most two
 }
 
-// count takes what the fences know of r.
+// edge is a fence that a bound of a range cuts, or both.
+type edge struct {
+	fence   int
+	keys    int64       // of the whole fence
+	inside  kv.Range    // the part that lies in the range
+	outside [2]kv.Range // the parts that do not; those with an empty End are none
+}
+
+// count takes what the fences know of r. Of a single key they know nothing.
 func (f *fences) count(r kv.Range) fenceCount {
 	if r.Single() || !r.FromKey() && bytes.Compare(r.Key, r.End) >= 0 {
-		return fenceCount{edges: [2]kv.Range{r}}
+		return fenceCount{}
 	}
 	// Keys are never empty, so a range from the smallest key begins with the first fence.
 	from := 0
@@ -110,22 +118,36 @@ func (f *fences) count(r kv.Range) fenceCount {
 		to = f.find(r.End)
 	}
 	if from > to {
-		return fenceCount{edges: [2]kv.Range{r}}
+		return fenceCount{from: from, to: from, edges: []edge{f.edge(to, r)}}
 	}
 	c := fenceCount{from: from, to: to, whole: sum(f.counts[from:to])}
 	if from > 0 && (from == len(f.keys) || f.keys[from] != string(r.Key)) {
-		c.edges[0] = kv.Range{Key: r.Key, End: []byte{0}}
-		if from < len(f.keys) {
-			c.edges[0].End = []byte(f.keys[from])
-		}
+		c.edges = append(c.edges, f.edge(from-1, kv.Range{Key: r.Key, End: f.end(from - 1)}))
 	}
 	if to < len(f.keys) && f.keys[to] != string(r.End) {
-		c.edges[1] = kv.Range{Key: []byte(f.keys[to]), End: r.End}
-		if to == 0 {
-			c.edges[1].Key = []byte{0}
-		}
+		c.edges = append(c.edges, f.edge(to, kv.Range{Key: []byte(f.keys[to]), End: r.End}))
 	}
 	return c
+}
+
+// edge parts fence i by inside, which lies in it.
+func (f *fences) edge(i int, inside kv.Range) edge {
+	e := edge{fence: i, keys: f.counts[i], inside: inside}
+	if f.keys[i] < string(inside.Key) {
+		e.outside[0] = kv.Range{Key: []byte(f.keys[i]), End: inside.Key}
+	}
+	if end := f.end(i); !bytes.Equal(end, inside.End) {
+		e.outside[1] = kv.Range{Key: inside.End, End: end}
+	}
+	return e
+}
+
+// end returns the End of a range that ends with fence i.
+func (f *fences) end(i int) []byte {
+	if i+1 < len(f.keys) {
+		return []byte(f.keys[i+1])
+	}
+	return []byte{0}
 }
 
 // fenceEdit replaces the fences from at to at+remove by others.

@@ -22,7 +22,7 @@ const (
 // Options tune a Store.
 type Options struct {
 	// HeadCacheBytes bounds the cache of the newest versions' numbers (not values), by which a put of a known key needs
-	// no read. 0: 16 MiB.
+	// no read. 0: 16 MiB, for some 200,000 keys of 16 bytes.
 	HeadCacheBytes int
 }
 
@@ -39,8 +39,8 @@ type Store struct {
 
 	// The writer's own.
 	heads   headCache
+	durable int64   // a revision that is known to be durable
 	writer  *Writer // the one that is open, if any
-	writers uint64  // how many were made
 	fresh   bool    // no batch was ever written
 
 	// compactMu is held through a CompactStep.
@@ -53,7 +53,7 @@ func Open(e *engine.Engine, o Options) (*Store, error) {
 	if o.HeadCacheBytes <= 0 {
 		o.HeadCacheBytes = defaultHeadSize
 	}
-	s := &Store{e: e, heads: newHeadCache(o.HeadCacheBytes)}
+	s := &Store{e: e}
 	format, found, err := readNumber(e, engine.MetaFormat())
 	if err != nil {
 		return nil, err
@@ -76,6 +76,7 @@ func Open(e *engine.Engine, o Options) (*Store, error) {
 	if !found {
 		compact = neverCompacted
 	}
+	s.heads = newHeadCache(o.HeadCacheBytes, revision)
 	s.revision.Store(revision)
 	s.compact.Store(compact)
 	if row, found, err := e.Get(engine.MetaCompacting()); err != nil {

@@ -50,7 +50,7 @@ func (w *world) open() {
 		w.t.Fatal(err)
 	}
 	// A head cache so small that keys fall out of it.
-	if w.s, err = Open(w.e, Options{HeadCacheBytes: 40 * headCost}); err != nil {
+	if w.s, err = Open(w.e, Options{HeadCacheBytes: 40 * headBytes}); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -2,7 +2,9 @@ package mvcc
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -13,12 +15,13 @@ import (
 type Writer struct {
 	s        *Store
 	b        *engine.Batch
-	id       uint64
 	revision int64 // of the newest change in the batch, or the store's
 	compact  int64
 	delta    map[int]int64 // by index of fence: live keys more or fewer
 	events   []kv.Event
-	lookup   *engine.Iter // of what was committed before; opened when first needed
+	noted    int          // of events, how many have their revision row in the batch
+	heads    *engine.Iter // where heads that are not in the cache are looked up; opened when first needed
+	values   *engine.Iter // of what was committed before; opened when first needed
 	open     bool         // a Txn is open
 
 	key, value []byte // scratch
@@ -30,9 +33,8 @@ func (s *Store) NewWriter(b *engine.Batch) *Writer {
 	if s.writer != nil {
 		s.writer.Discard()
 	}
-	s.heads.turn()
-	s.writers++
-	s.writer = &Writer{s: s, b: b, id: s.writers, revision: s.Revision(), compact: s.CompactRevision(), delta: map[int]int64{}}
+	s.heads.turn(s.Revision())
+	s.writer = &Writer{s: s, b: b, revision: s.Revision(), compact: s.CompactRevision(), delta: map[int]int64{}}
 	return s.writer
 }
 
@@ -42,11 +44,18 @@ func (w *Writer) Discard() {
 		return
 	}
 	w.s.writer = nil
-	w.s.heads.forget()
-	if w.lookup != nil {
-		w.lookup.Close() // it only read: an error of it was returned where it happened
-		w.lookup = nil
+	w.s.heads.forget(w.s.Revision())
+	w.closeLookups() // they only read: an error of theirs was returned where it happened
+}
+
+func (w *Writer) closeLookups() (err error) {
+	for _, it := range []**engine.Iter{&w.heads, &w.values} {
+		if *it != nil {
+			err = errors.Join(err, (*it).Close())
+			*it = nil
+		}
 	}
+	return err
 }
 
 // Revision returns the main revision after the last Txn that ended.
@@ -76,11 +85,8 @@ func (w *Writer) Publish() ([]kv.Event, error) {
 		panic("mvcc: Publish while a transaction is open")
 	}
 	edits, err := w.finish()
-	if w.lookup != nil {
-		if e := w.lookup.Close(); err == nil {
-			err = e
-		}
-		w.lookup = nil
+	if e := w.closeLookups(); err == nil {
+		err = e
 	}
 	if err == nil {
 		err = w.b.Commit()
@@ -109,8 +115,8 @@ func (w *Writer) finish() ([]fenceEdit, error) {
 			return nil, err
 		}
 	}
-	if len(w.delta) == 0 {
-		return nil, nil
+	if err := w.note(); err != nil || len(w.delta) == 0 {
+		return nil, err
 	}
 	edits, err := w.s.fences.plan(w.delta, w.cut)
 	if err != nil {
@@ -119,99 +125,171 @@ func (w *Writer) finish() ([]fenceEdit, error) {
 	return edits, w.s.fences.write(w.b, edits)
 }
 
-// cut walks the n live keys from..to (to is empty for no bound), with this batch's changes, and makes fences of them.
+// cut walks the n live keys from..to (to is empty for no bound), with this batch's changes, and makes fences of them. It
+// merges what was committed with the changes, so that the batch need not be read.
 func (w *Writer) cut(from, to string, n int64) ([]fence, error) {
 	r := kv.Range{Key: []byte(from), End: []byte(to)}
 	if to == "" {
 		r.End = []byte{0}
 	}
 	lower, upper := engine.VersionBounds(r)
-	it, err := w.b.NewIter(lower, upper)
+	it, err := w.s.e.NewIter(lower, upper)
 	if err != nil {
 		return nil, err
 	}
 	defer it.Close()
 	each := n / (n / fenceKeys)
 	pieces := []fence{{key: from}}
-	c := newCursor(it, w.revision)
-	for ok := c.first(); ok; ok = c.next() {
+	add := func(key []byte) {
 		last := &pieces[len(pieces)-1]
 		if last.count >= each && int64(len(pieces)) < n/fenceKeys {
-			pieces = append(pieces, fence{key: string(c.key)})
+			pieces = append(pieces, fence{key: string(key)})
 			last = &pieces[len(pieces)-1]
 		}
 		last.count++
 	}
+	changes := w.lastChanges(r)
+	// until adds the changed keys before key, and reports whether key itself was changed.
+	until := func(key []byte) bool {
+		for ; len(changes) > 0; changes = changes[1:] {
+			e := changes[0]
+			if key != nil && bytes.Compare(e.KV.Key, key) >= 0 {
+				return bytes.Equal(e.KV.Key, key)
+			}
+			if e.Type == kv.Put {
+				add(e.KV.Key)
+			}
+		}
+		return false
+	}
+	c := newCursor(it, w.s.Revision())
+	for ok := c.first(); ok; ok = c.next() {
+		if !until(c.key) {
+			add(c.key)
+		}
+	}
+	until(nil)
 	return pieces, c.err
+}
+
+// lastChanges returns the last change of each key of r, in order of keys.
+func (w *Writer) lastChanges(r kv.Range) []*kv.Event {
+	var last []*kv.Event
+	for i := range slices.Backward(w.events) {
+		if e := &w.events[i]; bytes.Compare(e.KV.Key, r.Key) >= 0 && r.Contains(e.KV.Key) {
+			last = append(last, e)
+		}
+	}
+	byKey := func(a, b *kv.Event) int { return bytes.Compare(a.KV.Key, b.KV.Key) }
+	slices.SortStableFunc(last, byKey)
+	return slices.CompactFunc(last, func(a, b *kv.Event) bool { return byKey(a, b) == 0 })
+}
+
+// note writes the revision rows of the changes so far. They come after all version rows, because the engine's memtable adds a
+// row that follows the one before it in order without a search; the keys of version rows are in no order.
+func (w *Writer) note() error {
+	for _, e := range w.events[w.noted:] {
+		w.key = engine.AppendRevision(w.key[:0], e.Revision)
+		w.value = engine.AppendChange(w.value[:0], engine.Change{Type: e.Type, Superseded: e.Superseded, Key: e.KV.Key})
+		if err := w.b.Set(w.key, w.value); err != nil {
+			return err
+		}
+	}
+	w.noted = len(w.events)
+	return nil
 }
 
 // head returns what is known of the key's newest version, this batch's changes included.
 func (w *Writer) head(key []byte) (*head, error) {
-	if h, ok := w.s.heads.get(key); ok {
+	if h := w.s.heads.get(key); h != nil {
 		return h, nil
 	}
-	h := &head{}
-	row, err := w.find(key)
+	if w.heads == nil {
+		if err := w.openHeads(); err != nil {
+			return nil, err
+		}
+	}
+	row, err := w.find(w.heads, key)
 	if err != nil {
 		return nil, err
 	}
-	if row != nil {
-		_, rev, err := engine.DecodeVersion(w.lookup.Key())
-		if err != nil {
-			return nil, err
-		}
-		tail, tombstone, err := engine.DecodeVersionValue(row)
-		if err != nil {
-			return nil, err
-		}
-		h.mod = rev
-		if !tombstone {
-			t, err := engine.DecodeTail(tail)
-			if err != nil {
-				return nil, err
-			}
-			h.live, h.create, h.version, h.lease = true, t.Create, t.Version, t.Lease
-		}
+	h := w.s.heads.add(key)
+	if row == nil {
+		return h, nil
 	}
-	w.s.heads.put(key, h)
-	return h, nil
-}
-
-// find moves lookup to the newest version of key that was committed before this batch, and returns the row's value; nil
-// if there is none. The value is valid until the next find.
-func (w *Writer) find(key []byte) ([]byte, error) {
-	if w.lookup == nil {
-		it, err := w.s.e.NewLookup()
-		if err != nil {
-			return nil, err
-		}
-		w.lookup = it
-	}
-	w.key = engine.AppendVersionPrefix(w.key[:0], key)
-	if !w.lookup.SeekPrefix(w.key) {
-		return nil, w.lookup.Err()
-	}
-	return w.lookup.Value(), nil
-}
-
-// valueOf returns the value of a live head's version. It is valid until the next find.
-func (w *Writer) valueOf(key []byte, h *head) ([]byte, error) {
-	if h.writer == w.id {
-		return w.events[h.event].KV.Value, nil
-	}
-	row, err := w.find(key)
+	_, rev, err := engine.DecodeVersion(w.heads.Key())
 	if err != nil {
 		return nil, err
 	}
 	tail, tombstone, err := engine.DecodeVersionValue(row)
 	if err != nil || tombstone {
-		return nil, fmt.Errorf("mvcc: newest version of %q should be %s: tombstone %t, %w", key, h.mod, tombstone, err)
+		return h, err
+	}
+	t, err := engine.DecodeTail(tail)
+	if err != nil {
+		return nil, err
+	}
+	h.main, h.sub, h.create, h.version, h.lease = rev.Main, uint32(rev.Sub), t.Create, t.Version, t.Lease
+	return h, nil
+}
+
+// openHeads opens the durable state if what was written since is in the cache, else what was committed before this batch.
+// Between a key's newest version in the durable state and now lies no change of it then, but perhaps a compaction: it may
+// have deleted a tombstone, which is no head either way.
+func (w *Writer) openHeads() (err error) {
+	if w.heads, err = w.s.e.NewDurableLookup(); err != nil || w.s.durable >= w.s.heads.since {
+		return err
+	}
+	if w.heads.SeekPrefix(engine.MetaRevision()) {
+		if w.s.durable, err = engine.DecodeNumber(w.heads.Value()); err != nil {
+			return err
+		}
+	}
+	if err = w.heads.Err(); err != nil || w.s.durable >= w.s.heads.since {
+		return err
+	}
+	if err = w.heads.Close(); err != nil {
+		return err
+	}
+	w.heads, err = w.s.e.NewLookup()
+	return err
+}
+
+// find moves it to the newest version of key that it has, and returns the row's value; nil if there is none. The value is
+// valid until the next find.
+func (w *Writer) find(it *engine.Iter, key []byte) ([]byte, error) {
+	w.key = engine.AppendVersionPrefix(w.key[:0], key)
+	if !it.SeekPrefix(w.key) {
+		return nil, it.Err()
+	}
+	return it.Value(), nil
+}
+
+// valueOf returns the value of a live head's version. It is valid until the next call.
+func (w *Writer) valueOf(key []byte, h *head) ([]byte, error) {
+	if h.main > w.s.Revision() { // it was made in this batch
+		return w.events[h.event].KV.Value, nil
+	}
+	if w.values == nil {
+		it, err := w.s.e.NewLookup()
+		if err != nil {
+			return nil, err
+		}
+		w.values = it
+	}
+	row, err := w.find(w.values, key)
+	if err != nil {
+		return nil, err
+	}
+	tail, tombstone, err := engine.DecodeVersionValue(row)
+	if err != nil || tombstone {
+		return nil, fmt.Errorf("mvcc: newest version of %q should be %s: tombstone %t, %w", key, h.mod(), tombstone, err)
 	}
 	t, err := engine.DecodeTail(tail)
 	return t.Value, err
 }
 
-// set writes the rows of one change, which e describes, and makes h its head.
+// set writes the version row of one change, which e describes, and makes h its head.
 func (w *Writer) set(e kv.Event, h *head) error {
 	w.key = engine.AppendVersion(w.key[:0], e.KV.Key, e.Revision)
 	if e.Type == kv.Put {
@@ -222,29 +300,10 @@ func (w *Writer) set(e kv.Event, h *head) error {
 	if err := w.b.Set(w.key, w.value); err != nil {
 		return err
 	}
-	w.key = engine.AppendRevision(w.key[:0], e.Revision)
-	w.value = engine.AppendChange(w.value[:0], engine.Change{Type: e.Type, Superseded: e.Superseded, Key: e.KV.Key})
-	if err := w.b.Set(w.key, w.value); err != nil {
-		return err
-	}
-	*h = head{
-		mod: e.Revision, create: e.KV.CreateRevision, version: e.KV.Version, lease: e.KV.Lease, live: e.Type == kv.Put,
-		writer: w.id, event: int32(len(w.events)),
-	}
+	h.main, h.sub, h.event = e.Revision.Main, uint32(e.Revision.Sub), uint32(len(w.events))
+	h.create, h.version, h.lease = e.KV.CreateRevision, e.KV.Version, e.KV.Lease
 	w.events = append(w.events, e)
 	return nil
-}
-
-func (h *head) superseded() kv.Revision {
-	if !h.live {
-		return kv.Revision{}
-	}
-	return h.mod
-}
-
-// pair returns the head as a KeyValue without its value.
-func (h *head) pair(key []byte) kv.KeyValue {
-	return kv.KeyValue{Key: key, CreateRevision: h.create, ModRevision: h.mod.Main, Version: h.version, Lease: h.lease}
 }
 
 // Begin starts a transaction: all its changes make one revision. Only one is open at a time.
@@ -282,7 +341,7 @@ func (t *Txn) Put(key, value []byte, lease kv.LeaseID) (before kv.KeyValue, err 
 	rev := t.nextRevision()
 	e := kv.Event{Type: kv.Put, Revision: rev, Superseded: h.superseded()}
 	e.KV = kv.KeyValue{Key: key, Value: value, CreateRevision: rev.Main, ModRevision: rev.Main, Version: 1, Lease: lease}
-	if h.live {
+	if h.live() {
 		before = h.pair(key)
 		e.KV.CreateRevision, e.KV.Version = h.create, h.version+1
 	} else {
@@ -295,7 +354,7 @@ func (t *Txn) Put(key, value []byte, lease kv.LeaseID) (before kv.KeyValue, err 
 // Head returns the newest pair of key.
 func (t *Txn) Head(key []byte) (kv.KeyValue, bool, error) {
 	h, err := t.w.head(key)
-	if err != nil || !h.live {
+	if err != nil || !h.live() {
 		return kv.KeyValue{}, false, err
 	}
 	value, err := t.w.valueOf(key, h)
@@ -333,10 +392,10 @@ func (t *Txn) Delete(r kv.Range, values bool, visit func(kv.KeyValue) error) (in
 				return n, err
 			}
 		}
-		h, known := t.w.s.heads.get(key)
-		if !known {
-			h = &head{live: true, mod: c.rev}
-			t.w.s.heads.put(key, h)
+		h := t.w.s.heads.get(key)
+		if h == nil {
+			h = t.w.s.heads.add(key)
+			h.main, h.sub = c.rev.Main, uint32(c.rev.Sub)
 		}
 		if err := t.delete(key, h); err != nil {
 			return n, err
@@ -348,7 +407,7 @@ func (t *Txn) Delete(r kv.Range, values bool, visit func(kv.KeyValue) error) (in
 
 func (t *Txn) deleteOne(key []byte, values bool, visit func(kv.KeyValue) error) (int64, error) {
 	h, err := t.w.head(key)
-	if err != nil || !h.live {
+	if err != nil || !h.live() {
 		return 0, err
 	}
 	if visit != nil {
@@ -372,7 +431,7 @@ func (t *Txn) delete(key []byte, h *head) error {
 	t.w.delta[t.w.s.fences.find(key)]--
 	t.changes++
 	return t.w.set(kv.Event{
-		Type: kv.Delete, Revision: rev, Superseded: h.mod, KV: kv.KeyValue{Key: key, ModRevision: rev.Main},
+		Type: kv.Delete, Revision: rev, Superseded: h.mod(), KV: kv.KeyValue{Key: key, ModRevision: rev.Main},
 	}, h)
 }
 
@@ -386,6 +445,9 @@ func (t *Txn) Range(o kv.RangeOptions) (kv.RangeResult, error) {
 	if o.Single() && rev == current {
 		return t.point(o)
 	}
+	if err := w.note(); err != nil { // a count at an older revision reads them
+		return kv.RangeResult{}, err
+	}
 	lower, upper := engine.VersionBounds(o.Range)
 	it, err := w.b.NewIter(lower, upper)
 	if err != nil {
@@ -398,6 +460,9 @@ func (t *Txn) Range(o kv.RangeOptions) (kv.RangeResult, error) {
 			v.count.whole += d
 		}
 	}
+	for i := range v.count.edges {
+		v.count.edges[i].keys += w.delta[v.count.edges[i].fence]
+	}
 	return v.collect(o)
 }
 
@@ -405,11 +470,11 @@ func (t *Txn) Range(o kv.RangeOptions) (kv.RangeResult, error) {
 // value is not asked for.
 func (t *Txn) point(o kv.RangeOptions) (kv.RangeResult, error) {
 	h, err := t.w.head(o.Key)
-	if err != nil || !h.live {
+	if err != nil || !h.live() {
 		return kv.RangeResult{}, err
 	}
 	r := kv.RangeResult{Count: 1}
-	if o.CountOnly || !admits(&o, h.mod.Main, h.create) {
+	if o.CountOnly || !admits(&o, h.main, h.create) {
 		return r, nil
 	}
 	pair := h.pair(bytes.Clone(o.Key))
