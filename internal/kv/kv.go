@@ -81,6 +81,17 @@ func (r Range) Contains(key []byte) bool {
 	return bytes.Compare(key, r.Key) >= 0 && (r.FromKey() || bytes.Compare(key, r.End) < 0)
 }
 
+// Covers reports whether every key of o lies in r.
+func (r Range) Covers(o Range) bool {
+	switch {
+	case o.Single():
+		return r.Contains(o.Key)
+	case r.Single() || bytes.Compare(o.Key, r.Key) < 0:
+		return false
+	}
+	return r.FromKey() || !o.FromKey() && bytes.Compare(o.End, r.End) <= 0
+}
+
 // SortTarget is what a range answer is ordered by. The numbers are those of RangeRequest_SortTarget.
 type SortTarget uint8
 

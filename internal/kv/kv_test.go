@@ -59,3 +59,49 @@ func FuzzRange(f *testing.F) {
 		}
 	})
 }
+
+func TestCovers(t *testing.T) {
+	keys := []string{"\x00", "a", "a\x00", "b", "c"}
+	var ranges []Range
+	for _, k := range keys {
+		for _, end := range append(keys, "") {
+			ranges = append(ranges, Range{Key: []byte(k), End: []byte(end)})
+		}
+	}
+	probes := [][]byte{}
+	for _, k := range keys {
+		probes = append(probes, []byte(k), []byte(k+"\x00"), []byte(k+"x"))
+	}
+	for _, r := range ranges {
+		for _, o := range ranges {
+			if !r.Covers(o) {
+				continue
+			}
+			for _, k := range probes {
+				if o.Contains(k) && !r.Contains(k) {
+					t.Errorf("%q does not cover %q: %q", r, o, k)
+				}
+			}
+		}
+	}
+	for _, c := range []struct {
+		r, o [2]string
+		want bool
+	}{
+		{[2]string{"a", "c"}, [2]string{"a", "c"}, true},
+		{[2]string{"a", "c"}, [2]string{"b", "c"}, true},
+		{[2]string{"a", "c"}, [2]string{"b", ""}, true},
+		{[2]string{"a", "c"}, [2]string{"c", ""}, false},
+		{[2]string{"a", "c"}, [2]string{"b", "d"}, false},
+		{[2]string{"a", "c"}, [2]string{"b", "\x00"}, false},
+		{[2]string{"a", "\x00"}, [2]string{"b", "\x00"}, true},
+		{[2]string{"a", "\x00"}, [2]string{"b", "d"}, true},
+		{[2]string{"a", ""}, [2]string{"a", ""}, true},
+		{[2]string{"a", ""}, [2]string{"a", "b"}, false},
+	} {
+		r, o := Range{[]byte(c.r[0]), []byte(c.r[1])}, Range{[]byte(c.o[0]), []byte(c.o[1])}
+		if got := r.Covers(o); got != c.want {
+			t.Errorf("%q covers %q: %v", r, o, got)
+		}
+	}
+}

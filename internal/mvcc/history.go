@@ -10,12 +10,25 @@ import (
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
-// Events shows visit the changes of revisions from to to, both included, in order; to beyond the newest revision means
-// the newest. Keys and values are the callee's. It returns kv.ErrCompacted if from lies below the compact revision: the
-// compact revision itself can still be watched from, deletes included, as in etcd. An error of visit ends it and is
-// returned as it is. The engine keeps the files of the moment of the call until it returns: ask for long history piece
-// by piece.
+// Events shows visit the changes of revisions from to to, both included, in order, each with its pair; see Changes. Keys
+// and values are the callee's.
 func (s *Store) Events(ctx context.Context, from, to int64, visit func(kv.Event) error) error {
+	return s.Changes(ctx, from, to, func(e kv.Event, pair func() (kv.KeyValue, error)) error {
+		var err error
+		if e.KV, err = pair(); err != nil {
+			return err
+		}
+		return visit(e)
+	})
+}
+
+// Changes shows visit the changes of revisions from to to, both included, in order; to beyond the newest revision means
+// the newest. Of the event's KV it gives key and ModRevision, valid until visit returns; pair, which may be called until
+// then, reads the rest, and what it returns is the callee's: for a put it costs several times what passing over the change
+// costs. It returns kv.ErrCompacted if from lies below the compact revision: the compact revision itself can still be
+// watched from, deletes included, as in etcd. An error of visit ends it and is returned as it is. The engine keeps the
+// files of the moment of the call until it returns: ask for long history piece by piece.
+func (s *Store) Changes(ctx context.Context, from, to int64, visit func(e kv.Event, pair func() (kv.KeyValue, error)) error) error {
 	to = min(to, s.Revision())
 	if from > to {
 		if from < s.CompactRevision() {
@@ -38,6 +51,14 @@ func (s *Store) Events(ctx context.Context, from, to int64, visit func(kv.Event)
 	}
 	defer versions.Close()
 	var row []byte
+	var e kv.Event
+	pair := func() (kv.KeyValue, error) {
+		if e.Type == kv.Delete {
+			return kv.KeyValue{Key: bytes.Clone(e.KV.Key), ModRevision: e.KV.ModRevision}, nil
+		}
+		row = engine.AppendVersion(row[:0], e.KV.Key, e.Revision)
+		return pairAt(versions, row)
+	}
 	n := 0
 	for ok := it.First(); ok; ok = it.Next() {
 		if n++; n%checkEvery == 0 && ctx.Err() != nil {
@@ -47,16 +68,8 @@ func (s *Store) Events(ctx context.Context, from, to int64, visit func(kv.Event)
 		if err != nil {
 			return err
 		}
-		e := kv.Event{Type: c.Type, Revision: rev, Superseded: c.Superseded}
-		if c.Type == kv.Delete {
-			e.KV = kv.KeyValue{Key: bytes.Clone(c.Key), ModRevision: rev.Main}
-		} else {
-			row = engine.AppendVersion(row[:0], c.Key, rev)
-			if e.KV, err = pairAt(versions, row); err != nil {
-				return err
-			}
-		}
-		if err := visit(e); err != nil {
+		e = kv.Event{Type: c.Type, Revision: rev, Superseded: c.Superseded, KV: kv.KeyValue{Key: c.Key, ModRevision: rev.Main}}
+		if err := visit(e, pair); err != nil {
 			return err
 		}
 	}

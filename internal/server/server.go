@@ -142,7 +142,9 @@ func (m *Member) flushed(applied uint64) {
 
 // startListeners makes what is told of each applied batch.
 func (m *Member) startListeners() {
-	m.hub = watch.New(watch.Options{History: m.Store(), Logger: m.logger, ProgressInterval: m.options.WatchProgress})
+	m.hub = watch.New(watch.Options{
+		History: m.Store(), Writing: m.waiters.any, Logger: m.logger, ProgressInterval: m.options.WatchProgress,
+	})
 	m.jobs = leader.New(leader.Options{
 		Propose: m.Propose, Confirm: m.leads, Logger: m.logger, Extend: m.options.electionTimeout(),
 	})

@@ -39,6 +39,20 @@ func (w *waiters) add() (uint64, <-chan command.Result) {
 	return id, c
 }
 
+// any reports whether somebody waits.
+func (w *waiters) any() bool {
+	for i := range w.shards {
+		s := &w.shards[i]
+		s.mu.Lock()
+		n := len(s.waiting)
+		s.mu.Unlock()
+		if n > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // drop forgets a waiter that gave up.
 func (w *waiters) drop(id uint64) {
 	s := w.shard(id)

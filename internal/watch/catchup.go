@@ -1,14 +1,18 @@
 package watch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
-// lagging is the watchers of a stream that read for themselves. It is guarded by Stream.mu, its index included.
+// lagging is the watchers of a stream that read for themselves. It is guarded by Stream.mu, its index included; watchers
+// come and go under Hub.mu too.
 type lagging struct {
 	index    index
 	watchers []*watcher
@@ -19,6 +23,9 @@ type lagging struct {
 func (l *lagging) any() bool { return len(l.watchers)+len(l.lost) > 0 }
 
 func (l *lagging) add(w *watcher) {
+	if len(l.watchers) == 0 {
+		w.stream.h.behind.Add(1)
+	}
 	l.index.add(w)
 	w.lagSlot = len(l.watchers)
 	l.watchers = append(l.watchers, w)
@@ -32,19 +39,23 @@ func (l *lagging) remove(w *watcher) {
 	l.watchers[last] = nil
 	l.watchers = l.watchers[:last]
 	w.slice, w.got = 0, nil
+	if h := w.stream.h; last == 0 && h.behind.Add(-1) == 0 {
+		h.source.past.clear()
+	}
 }
 
 // catchUp brings the lagging watchers of the stream on by one slice from the ring, for those that the ring still serves,
 // and by one slice from the store for the others. What it finds goes to out. Only the goroutine in Next calls it, when
-// out is empty, so what waits there is bounded by a slice.
-func (s *Stream) catchUp(ctx context.Context) error {
+// out is empty, so what waits there is bounded by a slice. If it must wait for its turn to read the store, and may be
+// interrupted, it gives up when something else may be ready.
+func (s *Stream) catchUp(ctx context.Context, interruptible bool) error {
 	source := s.h.acquire()
 	defer source.release()
 	s.demoteLost()
 	if err := s.ringSlice(); err != nil {
 		return err
 	}
-	if err := s.storeSlice(ctx, source); err != nil {
+	if err := s.storeSlice(ctx, source, interruptible); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -95,6 +106,7 @@ type slice struct {
 	s        *Stream
 	id       uint64
 	from     int64
+	ranges   []kv.Range // of its watchers: each of them is in one of these, as long as there are not more than maxCovers
 	found    []*watcher // in the order in which they got their first event
 	rev      int64      // of the newest event seen
 	scanned  int        // events seen
@@ -116,6 +128,9 @@ func (s *Stream) beginLocked(in func(*watcher) bool) *slice {
 			continue
 		}
 		w.slice = sl.id
+		if len(sl.ranges) <= maxCovers && !covered([]kv.Range{w.Range}, sl.ranges) {
+			sl.ranges = append(sl.ranges, w.Range)
+		}
 		if sl.from == 0 || w.next < sl.from {
 			sl.from = w.next
 		}
@@ -126,8 +141,20 @@ func (s *Stream) beginLocked(in func(*watcher) bool) *slice {
 	return sl
 }
 
-// see offers an event to the watchers of the slice. make returns the event to keep, which lives on after the call.
-func (sl *slice) see(e *kv.Event, make func() *Event) error {
+// wants reports whether key is of interest to the watchers of the slice.
+func (sl *slice) wants(key []byte) bool {
+	if len(sl.ranges) <= maxCovers {
+		return slices.ContainsFunc(sl.ranges, func(r kv.Range) bool { return r.Contains(key) })
+	}
+	sl.s.mu.Lock()
+	defer sl.s.mu.Unlock()
+	wanted := false
+	sl.s.lag.index.visit(key, func(w *watcher) { wanted = wanted || w.slice == sl.id })
+	return wanted
+}
+
+// see offers an event to the watchers of the slice.
+func (sl *slice) see(e *Event) error {
 	o := &sl.s.h.o
 	if e.Revision.Main != sl.rev {
 		if sl.scanned >= o.SliceEvents || sl.bytes >= o.BatchBytes || sl.given >= o.StreamPending || sl.revision >= o.BatchRevisions {
@@ -138,22 +165,22 @@ func (sl *slice) see(e *kv.Event, make func() *Event) error {
 	sl.scanned++
 	sl.s.mu.Lock()
 	defer sl.s.mu.Unlock()
-	var kept *Event
+	wanted := false
 	sl.s.lag.index.visit(e.KV.Key, func(w *watcher) {
 		if w.slice != sl.id || e.Revision.Main < w.next || w.filters(e.Type) {
 			return
 		}
-		if kept == nil {
-			kept = make()
-			sl.bytes += kept.size()
+		if !wanted {
+			wanted = true
+			sl.bytes += e.size()
 		}
 		if len(w.got) == 0 {
 			sl.found = append(sl.found, w)
 		}
-		w.got = append(w.got, kept)
+		w.got = append(w.got, e)
 		sl.given++
 	})
-	if kept != nil && sl.counted != sl.rev {
+	if wanted && sl.counted != sl.rev {
 		sl.counted = sl.rev
 		sl.revision++
 	}
@@ -223,7 +250,7 @@ func (s *Stream) ringSlice() error {
 			return nil
 		}
 		for _, e := range events {
-			if sl.see(&e.Event, func() *Event { return e }) != nil {
+			if sl.see(e) != nil {
 				sl.end(sl.rev, false)
 				return nil
 			}
@@ -232,15 +259,19 @@ func (s *Stream) ringSlice() error {
 }
 
 // storeSlice serves the lagging watchers that are behind the ring, and ends those whose next revision is compacted.
-func (s *Stream) storeSlice(ctx context.Context, source *source) error {
+func (s *Stream) storeSlice(ctx context.Context, source *source, interruptible bool) error {
 	first, _ := s.h.ring.bounds()
-	sl := s.beginStore(source, first)
-	if sl == nil {
+	if !s.behindRing(first) {
 		return nil
+	}
+	var interrupt <-chan struct{}
+	if interruptible {
+		interrupt = s.signal
 	}
 	select {
 	case s.h.reads <- struct{}{}:
-		defer func() { <-s.h.reads }()
+	case <-interrupt:
+		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-source.ctx.Done():
@@ -248,25 +279,41 @@ func (s *Stream) storeSlice(ctx context.Context, source *source) error {
 	case <-s.ended:
 		return nil
 	}
+	var took time.Duration
+	var got int64
+	defer func() { s.h.rest(took, got) }()
+	sl := s.beginStore(source, first)
+	if sl == nil {
+		return nil
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(source.ctx, cancel)()
-	to := source.Revision()
-	err := source.Events(ctx, sl.from, to, func(e kv.Event) error {
-		return sl.see(&e, func() *Event { return &Event{Event: e} })
-	})
-	switch {
-	case err == nil:
-		sl.end(to, true)
-	case errors.Is(err, errSlice):
-		sl.end(sl.rev, false)
-	case errors.Is(err, kv.ErrCompacted) && sl.from < source.CompactRevision():
-		sl.abandon() // a compaction has passed; the next slice tells those whom it hit
-	default:
+	p, newest, err := source.piece(ctx, sl)
+	if err != nil {
 		sl.abandon()
+		if errors.Is(err, kv.ErrCompacted) && sl.from < source.CompactRevision() {
+			return nil // a compaction has passed; the next slice tells those whom it hit
+		}
 		return err
 	}
+	took, got = p.took, p.end-sl.from+1
+	begin, _ := slices.BinarySearchFunc(p.events, sl.from, func(e *Event, rev int64) int { return cmp.Compare(e.Revision.Main, rev) })
+	for _, e := range p.events[begin:] {
+		if sl.see(e) != nil {
+			sl.end(sl.rev, false)
+			return nil
+		}
+	}
+	sl.end(p.end, newest)
 	return nil
+}
+
+// behindRing reports whether a lagging watcher needs a revision older than first.
+func (s *Stream) behindRing(first int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.lag.watchers, func(w *watcher) bool { return w.next < first })
 }
 
 // beginStore ends the watchers behind the ring that need compacted history, and begins a slice for the others.

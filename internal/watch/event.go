@@ -13,10 +13,17 @@ type Event struct {
 	prev atomic.Pointer[kv.KeyValue] // nil: not looked for yet; noPrev: there is none
 	wire [2]atomic.Pointer[[]byte]   // the encodings without and with the previous pair
 
-	// ring is nil for an event that was read from the store, which no other watcher shares. The rest is the ring's.
-	ring     *ring
+	holder holder // what counts the event's bytes
+
+	// The rest is the ring's, for events that it holds.
 	position uint64
 	cost     int64 // bytes, guarded by ring.mu
+}
+
+// holder is the ring, or the piece of history, that holds an event.
+type holder interface {
+	// charge counts n more bytes for e.
+	charge(e *Event, n int64)
 }
 
 // noPrev marks an event whose key did not exist before or whose previous version is compacted.
@@ -94,9 +101,9 @@ func (e *Event) loadPrev(h History) (*Event, error) {
 	return e, nil
 }
 
-// charge counts n more bytes for e against the bound of its ring.
+// charge counts n more bytes for e against the bound of what holds it.
 func (e *Event) charge(n int) {
-	if e.ring != nil {
-		e.ring.charge(e, int64(n))
+	if e.holder != nil {
+		e.holder.charge(e, int64(n))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -34,7 +35,11 @@ type Hub struct {
 	nudge chan struct{} // capacity 1
 	stop  chan struct{}
 	done  chan struct{}
-	reads chan struct{} // one place for each stream that may read the store now
+	reads chan struct{} // one place for each stream that may read the store now, taken until the rest after it is over
+
+	start     time.Time
+	published atomic.Int64 // when Publish was last called, in nanoseconds after start
+	behind    atomic.Int64 // streams with lagging watchers; changed under mu
 
 	watchers, slow, pending, delivered atomic.Int64
 }
@@ -45,10 +50,11 @@ type source struct {
 	ctx     context.Context // ends when the history is replaced
 	cancel  context.CancelFunc
 	readers sync.WaitGroup // Add only under Hub.mu while it is the hub's source
+	past    past
 }
 
-func newSource(h History) *source {
-	s := &source{History: h}
+func (h *Hub) newSource(history History) *source {
+	s := &source{History: history, past: past{maxBytes: h.o.PastBytes}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }
@@ -60,7 +66,6 @@ func New(o Options) *Hub {
 	h := &Hub{
 		o:       o,
 		ring:    ring{maxEvents: o.RingEvents, maxBytes: o.RingBytes, from: rev + 1, last: rev},
-		source:  newSource(o.History),
 		index:   newIndex(),
 		streams: make(map[*Stream]struct{}),
 		waiting: make(map[*Stream]int64),
@@ -68,7 +73,9 @@ func New(o Options) *Hub {
 		stop:    make(chan struct{}),
 		done:    make(chan struct{}),
 		reads:   make(chan struct{}, o.Reads),
+		start:   time.Now(),
 	}
+	h.source = h.newSource(o.History)
 	h.dispatched.Store(rev)
 	go h.dispatch()
 	return h
@@ -109,6 +116,7 @@ func (h *Hub) Publish(rev int64, events []kv.Event) {
 		return
 	}
 	h.ring.append(rev, events)
+	h.published.Store(int64(time.Since(h.start)))
 	select {
 	case h.nudge <- struct{}{}:
 	default:
@@ -125,7 +133,7 @@ func (h *Hub) Reset(history History) {
 		panic(fmt.Sprintf("watch: the store was replaced by one at revision %d, older than %d", rev, old))
 	}
 	old := h.source
-	h.source = newSource(history)
+	h.source = h.newSource(history)
 	if h.closed {
 		h.source.cancel()
 	}

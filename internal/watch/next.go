@@ -16,8 +16,8 @@ func (s *Stream) Next(ctx context.Context) (Batch, error) {
 			return Batch{}, err
 		case what == give:
 			return s.finish(b)
-		case what == catchUp:
-			if err := s.catchUp(ctx); err != nil {
+		case what == catchUp, what == catchUpFirst:
+			if err := s.catchUp(ctx, what == catchUp); err != nil {
 				return Batch{}, err
 			}
 		case what == wait:
@@ -31,8 +31,9 @@ func (s *Stream) Next(ctx context.Context) (Batch, error) {
 type step uint8
 
 const (
-	give step = iota
-	catchUp
+	give         step = iota
+	catchUp           // as there is nothing else to do
+	catchUpFirst      // as something else was done the last time
 	wait
 	again
 )
@@ -67,7 +68,7 @@ func (s *Stream) look() (Batch, step, error) {
 	}
 	if s.lag.any() && s.turn {
 		s.turn = false
-		return Batch{}, catchUp, nil
+		return Batch{}, catchUpFirst, nil
 	}
 	if b, ok := s.takeLocked(); ok {
 		s.turn = true

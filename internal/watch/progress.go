@@ -32,6 +32,7 @@ func (s *Stream) progressLocked() (Batch, bool) {
 		return Batch{}, false
 	}
 	s.requests--
+	s.requestRev = rev // the next answer is no older, though a watcher of the past is made before it
 	return Batch{Kind: Progress, ID: InvalidID, Revision: rev}, true
 }
 

@@ -27,7 +27,7 @@ func (r *ring) append(last int64, events []kv.Event) {
 	made := make([]Event, len(events))
 	for i := range events {
 		e := &made[i]
-		e.Event, e.ring = events[i], r
+		e.Event, e.holder = events[i], r
 		e.cost = int64(e.size()) + eventOverhead
 	}
 	r.mu.Lock()

@@ -18,7 +18,8 @@ type fakeStore struct {
 	events        []kv.Event
 	heads         map[string]kv.KeyValue
 	slow          func() // called between the events of a read
-	reads         int    // calls of Events
+	reads         int    // calls of Changes
+	pairs         int    // pairs that were read there
 	compactedRead bool   // reads that a compaction passes fail
 }
 
@@ -94,7 +95,7 @@ func (s *fakeStore) between(from, to int64) []kv.Event {
 	return slices.Clone(s.events[begin:max(begin, end)])
 }
 
-func (s *fakeStore) Events(ctx context.Context, from, to int64, visit func(kv.Event) error) error {
+func (s *fakeStore) Changes(ctx context.Context, from, to int64, visit func(kv.Event, func() (kv.KeyValue, error)) error) error {
 	s.mu.Lock()
 	s.reads++
 	slow := s.slow
@@ -110,7 +111,16 @@ func (s *fakeStore) Events(ctx context.Context, from, to int64, visit func(kv.Ev
 		if s.CompactRevision() > from && (i == 0 || s.compactedRead) {
 			return kv.ErrCompacted
 		}
-		if err := visit(e); err != nil {
+		shown := e
+		shown.KV = kv.KeyValue{Key: slices.Clone(e.KV.Key), ModRevision: e.KV.ModRevision}
+		err := visit(shown, func() (kv.KeyValue, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.pairs++
+			return e.KV, nil
+		})
+		clear(shown.KV.Key) // it was visit's until now
+		if err != nil {
 			return err
 		}
 	}

@@ -30,6 +30,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime"
 	"time"
 
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -50,10 +51,11 @@ type History interface {
 	Revision() int64
 	// CompactRevision is the oldest revision from which Events are still whole.
 	CompactRevision() int64
-	// Events visits the events of the revisions from to to, both inclusive, in order, and stops with the first error
-	// that visit returns, returning it as it is. kv.ErrCompacted if from is older than CompactRevision. What the event
-	// points to is visit's to keep, and nobody changes it.
-	Events(ctx context.Context, from, to int64, visit func(kv.Event) error) error
+	// Changes visits the events of the revisions from to to, both inclusive, in order, and stops with the first error
+	// that visit returns, returning it as it is. kv.ErrCompacted if from is older than CompactRevision. Of KV the event
+	// has key and ModRevision only, valid until visit returns; pair, which visit may call, returns all of it, and that
+	// is the caller's to keep.
+	Changes(ctx context.Context, from, to int64, visit func(e kv.Event, pair func() (kv.KeyValue, error)) error) error
 	// Previous returns the event's key at the revision before the event's, false if there was none, if the event made the
 	// key, or if that revision is compacted.
 	Previous(e kv.Event) (kv.KeyValue, bool, error)
@@ -62,6 +64,9 @@ type History interface {
 // Options are the bounds of a Hub. Zero values take the defaults.
 type Options struct {
 	History History
+	// Writing reports whether somebody waits for a write; nil: nobody does. Reading history then leaves more of the
+	// processors to others. It is called about once a millisecond while history is read, and must not block.
+	Writing func() bool
 	Logger  *slog.Logger
 
 	// RingEvents and RingBytes bound the recent events held in memory, with their encodings. At a bound the oldest
@@ -74,10 +79,15 @@ type Options struct {
 	// WatcherPending and StreamPending bound the events waiting for one watcher and for all watchers of one stream;
 	// beyond, a watcher falls behind and reads them again later. Defaults 1024 and 65,536.
 	WatcherPending, StreamPending int
-	// SliceEvents bounds how many events one slice of catching up looks at, at the end of a revision. Default 4096.
+	// SliceEvents bounds how many events one slice of catching up looks at, at the end of a revision. Of the store's an
+	// event that somebody wants counts as wantedCost. Default 4096.
 	SliceEvents int
-	// Reads is how many streams may read history from the store at one moment; others wait their turn. Default 2.
+	// Reads is how many streams may read history from the store at one moment; others wait their turn. Default a quarter
+	// of the processors, at least 1.
 	Reads int
+	// PastBytes bounds the pieces of history that are kept in memory after they were read, with their encodings, for the
+	// other streams that read the same. Default 4 MiB.
+	PastBytes int64
 	// ControlQueue bounds the answers to control requests that wait to be sent on one stream; beyond, Create, Cancel and
 	// Refuse wait. Default 64.
 	ControlQueue int
@@ -98,13 +108,20 @@ func (o *Options) fill() {
 	def(&o.WatcherPending, 1024)
 	def(&o.StreamPending, 65536)
 	def(&o.SliceEvents, 4096)
-	def(&o.Reads, 2)
+	def(&o.Reads, runtime.GOMAXPROCS(0)/4)
+	def(&o.Reads, 1)
 	def(&o.ControlQueue, 64)
 	if o.RingBytes <= 0 {
 		o.RingBytes = 32 << 20
 	}
+	if o.PastBytes <= 0 {
+		o.PastBytes = 4 << 20
+	}
 	if o.ProgressInterval <= 0 {
 		o.ProgressInterval = 10 * time.Minute
+	}
+	if o.Writing == nil {
+		o.Writing = func() bool { return false }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
