@@ -134,8 +134,7 @@ func (l *loop) heir() uint64 {
 
 // watchDisk hands leadership over when the local disk does not keep up while another member does.
 func (l *loop) watchDisk() {
-	l.writes.since = l.writes.since[l.writes.done.Swap(0):]
-	if l.state != raft.StateLeader || len(l.writes.since) == 0 || l.view.transferee != 0 {
+	if l.writes.idle() || l.state != raft.StateLeader || l.view.transferee != 0 {
 		return
 	}
 	waited := time.Since(l.writes.since[0])

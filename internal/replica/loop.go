@@ -56,9 +56,18 @@ type loop struct {
 // outstanding is what the log was told.
 type outstanding struct {
 	term, vote uint64 // of the last hard state, to see whether the next one must be durable
+	// A hard state of which only the commit index is new. It goes with the next write, or with the next tick: nothing waits
+	// for it, and a start without it learns from the leader what is committed.
+	commit *raftpb.HardState
 	// The times of writes that the log has not finished, in order.
 	since []time.Time
 	done  atomic.Int64 // finished since the loop last looked
+}
+
+// idle reports whether all that the log was told is done.
+func (o *outstanding) idle() bool {
+	o.since = o.since[o.done.Swap(0):]
+	return len(o.since) == 0
 }
 
 func (l *loop) run() {
@@ -152,6 +161,9 @@ func (l *loop) tick() {
 	}
 	l.expireCheckpoint()
 	l.watchDisk()
+	if l.writes.commit != nil {
+		l.append(Write{}, nil)
+	}
 	if l.state == raft.StateLeader {
 		l.view.stale = true // progress of the others
 	}
@@ -235,19 +247,18 @@ func (l *loop) write(m *raftpb.Message, reset *Position) {
 	w := Write{Entries: m.Entries, Reset: reset, Sync: len(m.Entries) > 0 || reset != nil}
 	if m.Term != nil {
 		// Raft sets all three when one has changed.
-		w.HardState = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
+		l.writes.commit = &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
 		if m.GetTerm() != l.writes.term || m.GetVote() != l.writes.vote {
 			w.Sync = true
 			l.writes.term, l.writes.vote = m.GetTerm(), m.GetVote()
 		}
 	}
-	l.writes.since = append(l.writes.since, time.Now())
 	responses := thin(m.Responses)
-	w.Done = func() {
-		l.writes.done.Add(1)
-		l.respond(responses)
+	if !w.Sync && l.writes.idle() {
+		l.respond(responses) // what they acknowledge is durable already
+		return
 	}
-	l.c.Log.Append(w)
+	l.append(w, responses)
 	if n := len(m.Entries); n > 0 {
 		l.view.last.Store(m.Entries[n-1].GetIndex())
 	} else if reset != nil {
@@ -255,7 +266,18 @@ func (l *loop) write(m *raftpb.Message, reset *Position) {
 	}
 }
 
-// respond delivers responses from the log's goroutine.
+// append gives a write to the log, with the hard state that waited for one.
+func (l *loop) append(w Write, responses []*raftpb.Message) {
+	w.HardState, l.writes.commit = l.writes.commit, nil
+	l.writes.since = append(l.writes.since, time.Now())
+	w.Done = func() {
+		l.writes.done.Add(1)
+		l.respond(responses)
+	}
+	l.c.Log.Append(w)
+}
+
+// respond delivers the responses to a write: from the log's goroutine, or from the loop if there was nothing to write.
 func (r *Replica) respond(ms []*raftpb.Message) {
 	own := ms
 	if slices.ContainsFunc(ms, func(m *raftpb.Message) bool { return m.GetTo() != r.c.ID }) {
@@ -277,6 +299,9 @@ func (r *Replica) respond(ms []*raftpb.Message) {
 
 // abandon lets go of what waited when the replica stops.
 func (l *loop) abandon() {
+	if l.writes.commit != nil {
+		l.append(Write{}, nil)
+	}
 	var w work
 	l.in.close(&w)
 	for _, s := range w.snapshots {

@@ -31,6 +31,10 @@ type ServerOptions struct {
 	KeepaliveTimeout     time.Duration
 }
 
+// streamWorkers is how many goroutines wait for calls, for each server. A call that finds none free gets a new one, whose
+// stack must grow several times before it has reached the store.
+const streamWorkers = 64
+
 // NewServer makes a grpc server of the services, with health and reflection beside them.
 func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.MaxConcurrentStreams == 0 {
@@ -42,6 +46,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
+		grpc.NumStreamWorkers(streamWorkers),
 		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(known, stream) }),
 	}
 	if o.KeepaliveMinTime > 0 {
