@@ -28,6 +28,7 @@ func workloads() []workload {
 		{name: "put 64 KiB, 32 clients", measure: closed(toLeader, 32, put(64<<10))},
 		{name: "linearizable get, 1 client", prepare: fill(space, 256), measure: closed(toLeader, 1, get(false))},
 		{name: "linearizable get, 64 clients", prepare: fill(space, 256), measure: closed(toAll, 64, get(false))},
+		{name: "linearizable get, 512 clients", prepare: fill(space, 256), measure: closed(toAll, 512, get(false))},
 		{name: "serializable get, 64 clients", prepare: fill(space, 256), measure: closed(toAll, 64, get(true))},
 		{name: "range of 5,000 keys of 1 KiB", prepare: fill(5000, 1024), measure: closed(toLeader, 4, scan(5000, 0, 5000))},
 		{name: "page of 500 out of 100,000 keys", prepare: fill(space, 256), measure: closed(toLeader, 8, scan(space, 500, 500))},
