@@ -177,7 +177,7 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 		PendingEvents:   func() int { return int(b.Hub().Stats().Pending) },
 		DBBytes:         func() int64 { return b.Status().DBSize },
 		DBInUseBytes:    func() int64 { return b.Status().DBInUse },
-		OpenReads:       func() int { return b.OpenReads() },
+		OpenReads:       b.OpenReads,
 		Revision:        func() int64 { return b.Store().Revision() },
 		CompactRevision: func() int64 { return b.Store().CompactRevision() },
 	})

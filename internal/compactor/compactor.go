@@ -23,7 +23,8 @@ type Store interface {
 	// CompactRevision is the revision of the last compaction. It never goes back.
 	CompactRevision() int64
 	// CompactStep deletes some of the rows that compactions up to CompactRevision have given up, looking at up to limit
-	// changes, and tells how many versions went. It reports done when nothing was left to delete for the compact revision as it was when the step began.
+	// changes, and tells how many versions went. It reports done when nothing was left to delete for the compact
+	// revision as it was when the step began.
 	CompactStep(ctx context.Context, limit int) (deleted int, done bool, err error)
 }
 
@@ -37,8 +38,8 @@ type Options struct {
 	Rest time.Duration
 	// Retry is when a step that failed is tried again. Default 10 s.
 	Retry time.Duration
-	// OnStep is told how many versions each step deleted and how long it took, OnDone how long a compaction took from its first step to its last and at
-	// which revision it ended. Both may be nil; both are called from the driver's goroutine and must not block.
+	// OnStep is told how many versions each step deleted and how long it took, OnDone how long a compaction took from
+	// its first step to its last and at which revision it ended. Both may be nil; both are called from the driver's goroutine and must not block.
 	OnStep func(deleted int, took time.Duration)
 	OnDone func(revision int64, took time.Duration)
 }

@@ -60,13 +60,8 @@ func runEpisode(p *pair, seed, episode uint64, calls int) error {
 	}
 	d := newDriver(p, seed, episode)
 	for p.calls < calls {
-		ops := d.next()
-		for len(ops) > 0 {
-			n := batch(ops)
-			if err := p.do(ops[:n]); err != nil {
-				return err
-			}
-			ops = ops[n:]
+		if err := p.all(d.next()); err != nil {
+			return err
 		}
 	}
 	return p.do([]op{{verb: "settle"}})

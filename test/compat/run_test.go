@@ -106,6 +106,14 @@ func (p *pair) run(ops []op, fresh bool) error {
 	if err := p.begin(fresh); err != nil {
 		return err
 	}
+	if err := p.all(ops); err != nil {
+		return err
+	}
+	return p.do([]op{{verb: "settle"}})
+}
+
+// all does ops in order, as many at once as can be.
+func (p *pair) all(ops []op) error {
 	for len(ops) > 0 {
 		n := batch(ops)
 		if err := p.do(ops[:n]); err != nil {
@@ -113,7 +121,7 @@ func (p *pair) run(ops []op, fresh bool) error {
 		}
 		ops = ops[n:]
 	}
-	return p.do([]op{{verb: "settle"}})
+	return nil
 }
 
 // batch is how many of the first ops can be done at once.
