@@ -37,7 +37,7 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev,
 			}
 			continue
 		}
-		h := hasher{base: it, compact: compact, rev: at, visibleAt: at, sum: crc32.New(crc32.MakeTable(crc32.Castagnoli))}
+		h := hasher{base: it, compact: compact, rev: at, sum: crc32.New(crc32.MakeTable(crc32.Castagnoli))}
 		err = h.run(ctx)
 		if e := it.Close(); err == nil {
 			err = e
@@ -50,10 +50,9 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev,
 type hasher struct {
 	base         *engine.Iter
 	compact, rev int64
-	// Of the versions at or below the compact revision those count that are visible at visibleAt.
-	visibleAt int64
-	sum       hash.Hash32
-	buf       []byte
+	kept         kept
+	sum          hash.Hash32
+	buf          []byte
 }
 
 func (h *hasher) run(ctx context.Context) error {
@@ -67,8 +66,9 @@ func (h *hasher) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	h.kept = kept{compact: h.compact, visibleAt: h.rev}
 	if !alive {
-		h.visibleAt = h.compact
+		h.kept.visibleAt = h.compact
 	}
 	it, err := h.base.Clone(engine.AppendRevision(nil, kv.Revision{}), engine.AppendRevision(nil, kv.Revision{Main: h.rev + 1}))
 	if err != nil {
@@ -108,44 +108,59 @@ func (h *hasher) anythingAlive() (bool, error) {
 }
 
 func (h *hasher) change(versions *engine.Iter, rev kv.Revision, c engine.Change) error {
-	old := rev.Main <= h.compact
 	if c.Type == kv.Delete {
-		if !old {
+		if rev.Main > h.compact {
 			h.write(rev, c.Key, nil)
 		}
 		return nil
 	}
-	at := rev
-	if old {
-		at = kv.Revision{Main: h.visibleAt, Sub: 1<<32 - 1}
+	tail, err := h.kept.tail(versions, rev, c.Key)
+	if err == nil && tail != nil {
+		h.write(rev, c.Key, tail)
 	}
-	h.buf = engine.AppendVersion(h.buf[:0], c.Key, at)
-	if !versions.SeekPrefix(h.buf) {
-		return versions.Err()
-	}
-	_, found, err := engine.DecodeVersion(versions.Key())
-	if err != nil {
-		return err
-	}
-	if found != rev {
-		return nil // superseded by rev, and garbage
-	}
-	tail, _, err := engine.DecodeVersionValue(versions.Value())
-	if err != nil {
-		return err
-	}
-	h.write(rev, c.Key, tail)
-	return nil
+	return err
 }
 
-// write hashes what etcd keeps for one change: its bucket's key, then an mvccpb.KeyValue in the order of its fields. A
-// tombstone (nil tail) has a mark on the key and a value with the user key only.
 func (h *hasher) write(rev kv.Revision, key, tail []byte) {
-	b := binary.BigEndian.AppendUint64(h.buf[:0], uint64(rev.Main))
+	h.buf, _ = appendBucketRow(h.buf[:0], rev, key, tail)
+	h.sum.Write(h.buf)
+}
+
+// kept tells which puts of history etcd would keep, however far deleting has come here: all above the compact revision,
+// and of those at or below it the ones that are visible at a revision.
+type kept struct {
+	compact, visibleAt int64
+	seek               []byte // scratch
+}
+
+// tail returns the tail of the version that the put at rev made, nil if it is not kept. It is valid until versions moves.
+func (k *kept) tail(versions *engine.Iter, rev kv.Revision, key []byte) ([]byte, error) {
+	at := rev
+	if rev.Main <= k.compact {
+		at = kv.Revision{Main: k.visibleAt, Sub: 1<<32 - 1}
+	}
+	k.seek = engine.AppendVersion(k.seek[:0], key, at)
+	if !versions.SeekPrefix(k.seek) {
+		return nil, versions.Err()
+	}
+	_, found, err := engine.DecodeVersion(versions.Key())
+	if err != nil || found != rev {
+		return nil, err // superseded by found, and garbage
+	}
+	tail, _, err := engine.DecodeVersionValue(versions.Value())
+	return tail, err
+}
+
+// appendBucketRow appends what etcd keeps for one change, and returns where the value begins: its bucket's key, then an
+// mvccpb.KeyValue in the order of its fields. A tombstone (nil tail) has a mark on the key and a value with the user key
+// only.
+func appendBucketRow(dst []byte, rev kv.Revision, key, tail []byte) (row []byte, value int) {
+	b := binary.BigEndian.AppendUint64(dst, uint64(rev.Main))
 	b = binary.BigEndian.AppendUint64(append(b, '_'), uint64(rev.Sub))
 	if tail == nil {
 		b = append(b, 't')
 	}
+	value = len(b)
 	b = binary.AppendUvarint(append(b, 1<<3|2), uint64(len(key)))
 	b = append(b, key...)
 	if tail != nil {
@@ -155,8 +170,7 @@ func (h *hasher) write(rev kv.Revision, key, tail []byte) {
 		b = binary.AppendUvarint(append(b, 3<<3), uint64(rev.Main))
 		b = append(b, tail[1+n:]...)
 	}
-	h.sum.Write(b)
-	h.buf = b
+	return b, value
 }
 
 // Hash returns a hash of everything this member stores for its users: HashKV at the newest revision, the leases and their
