@@ -57,6 +57,9 @@ type Config struct {
 	EnableGRPCGateway bool // false: no JSON under /v3
 	EnablePprof       bool // /debug/pprof on the client URLs
 
+	CORS          []string // origins that browsers may call from; a star: all
+	HostWhitelist []string // host names that plain HTTP requests may carry; a star: all
+
 	LogLevel   slog.Level
 	LogFormat  string   // "json" or "console"
 	LogOutputs []string // "stderr", "stdout" or paths of files; never empty, no duplicates
