@@ -14,8 +14,9 @@ command: kv                             # what enters the log, told in the words
 engine: kv                              # keys.go knows revisions and leases
 mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
+auth: engine kv                         # users and roles: state only; meets the others in fsm
 member: engine                          # state only; meets mvcc and lease in fsm
-fsm: command engine kv lease member mvcc # the one place where state changes
+fsm: auth command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
 transport:                              # bytes between members; knows no words
 replica: command kv                     # hands entries on in command's envelope; knows no keys
@@ -29,7 +30,7 @@ rpc/rpctest: command engine fsm kv member mvcc rpc watch # a member in memory fo
 gateway: kv metrics rpc                 # HTTP in front of the same services
 config:                                 # settings; knows nobody
 server: command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: auth command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -43,6 +44,8 @@ go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the
 go.etcd.io/etcd/api/v3: internal/rpc internal/gateway internal/sim examples bench # wire messages stay at the edge
 go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev and for people to read
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
+go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb: internal/rpc internal/gateway # the messages of the lock service
+go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb: internal/rpc internal/gateway # the messages of the election service
 go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
 go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
 google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples bench # grpc's server is joined in rpc alone
