@@ -55,7 +55,8 @@ github.com/prometheus: internal/metrics # others call observers
 github.com/spf13/cobra: internal/cli # commands
 sigs.k8s.io/yaml: internal/config # the configuration file
 github.com/anishathalye/porcupine: internal/sim # linearizability
-github.com/coreos/go-systemd/v22: internal/cli # Type=notify
+github.com/coreos/go-systemd/v22: internal/cli # Type=notify, and the journal
+gopkg.in/natefinch/lumberjack.v2: internal/cli # rotates log files, with etcd's settings
 `
 
 // rules reads "name: words # reason" lines.
