@@ -46,6 +46,7 @@ go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev an
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
 go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb: internal/rpc internal/gateway # the messages of the lock service
 go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb: internal/rpc internal/gateway # the messages of the election service
+go.etcd.io/etcd/server/v3/proxy/tcpproxy: internal/cli # gateway start
 go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
 go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
 google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples bench # grpc's server is joined in rpc alone
