@@ -57,6 +57,10 @@ type Config struct {
 	EnableGRPCGateway bool // false: no JSON under /v3
 	EnablePprof       bool // /debug/pprof on the client URLs
 
+	AuthToken    string // the kind of tokens and its options, as given; package token reads it
+	BcryptCost   uint   // one that bcrypt does not have means its default, 10
+	AuthTokenTTL uint   // seconds that a simple token lives unused; 0: 300
+
 	LogLevel   slog.Level
 	LogFormat  string   // "json" or "console"
 	LogOutputs []string // "stderr", "stdout" or paths of files; never empty, no duplicates
