@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -48,7 +49,11 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	}
 	m := metrics.New(metrics.Identity{Version: version.Version, ClusterVersion: majorMinor(version.Version), Product: Version})
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
-	options := memberOptions(c, log, m, doors.peers)
+	options, err := memberOptions(c, log, m, doors.peers)
+	if err != nil {
+		doors.close()
+		return nil, err
+	}
 	options.Fatal = fatal
 	options.OnToken = func(t fsm.Token) { tokens.Made(t.Token, t.Who) }
 	n.member, err = server.Start(options)
@@ -120,15 +125,21 @@ func (n *node) stop() error {
 	return nil
 }
 
-func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers []net.Listener) server.Options {
+func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers []net.Listener) (server.Options, error) {
 	o := server.Options{
-		DataDir: c.DataDir, Name: c.Name, Token: c.InitialClusterToken,
+		DataDir: c.DataDir, NoFsync: c.UnsafeNoFsync, Name: c.Name, Token: c.InitialClusterToken,
 		PeerURLs: config.Strings(c.AdvertisePeerURLs), ClientURLs: config.Strings(c.AdvertiseClientURLs),
 		Tick: c.Heartbeat, ElectionTicks: int(c.ElectionTimeout / c.Heartbeat), CatchupEntries: c.SnapshotCatchupEntries,
 		WatchProgress:   c.WatchProgressNotifyInterval,
 		MaxRequestBytes: int(c.MaxRequestBytes), QuotaBytes: c.QuotaBackendBytes,
 		Origin: rand.Uint64() | 1, // never zero
 		Logger: log,
+	}
+	if c.WALDir != "" {
+		var err error
+		if o.LogDir, err = filepath.Abs(c.WALDir); err != nil {
+			return o, fmt.Errorf("--wal-dir=%s: %w", c.WALDir, err)
+		}
 	}
 	for _, f := range c.InitialCluster {
 		o.Founders = append(o.Founders, server.Founder{Name: f.Name, PeerURLs: f.PeerURLs})
@@ -152,7 +163,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers
 		})
 	}
 	o.Observer = observeMember(m, log, c.WarningApplyDuration)
-	return o
+	return o, nil
 }
 
 // doors are the sockets of a member.

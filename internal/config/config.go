@@ -24,6 +24,7 @@ import (
 type Config struct {
 	Name    string
 	DataDir string // never empty after Load: NAME.etcd unless given
+	WALDir  string // a directory of its own for the log; empty: in DataDir
 
 	ListenPeerURLs       []url.URL // http only, host is an IP address or localhost
 	ListenClientURLs     []url.URL
@@ -63,12 +64,30 @@ type Config struct {
 
 	LogLevel   slog.Level
 	LogFormat  string   // "json" or "console"
-	LogOutputs []string // "stderr", "stdout" or paths of files; never empty, no duplicates
+	LogOutputs []string // "stderr", "stdout", "systemd/journal" (alone) or paths of files; never empty, no duplicates
+	// LogRotation is for the one file among LogOutputs; nil: it grows.
+	LogRotation *LogRotation
+	rotate      bool
+	rotation    string
+
+	// Gates are all feature gates of etcd, and whether they are on.
+	Gates map[string]bool
+
+	UnsafeNoFsync bool // nothing waits for the disk
 
 	// Given holds the settings that differ from their defaults, by flag, for the log.
 	Given map[string]string
 	// Notes are what the log should say once about these settings, in order.
 	Notes []Note
+}
+
+// LogRotation says when a log file is full and how long full ones are kept.
+type LogRotation struct {
+	MaxSize    int  `json:"maxsize"`    // MiB; 0: 100
+	MaxAge     int  `json:"maxage"`     // days; 0: no bound
+	MaxBackups int  `json:"maxbackups"` // files; 0: no bound
+	LocalTime  bool `json:"localtime"`  // in the names of full files; false: UTC
+	Compress   bool `json:"compress"`
 }
 
 // InitialMember is one member that founds the cluster.

@@ -45,6 +45,8 @@ go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the
 go.etcd.io/etcd/api/v3: internal/rpc internal/gateway internal/sim examples bench # wire messages stay at the edge
 go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev and for people to read
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
+go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb: internal/rpc internal/gateway # the messages of the lock service
+go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb: internal/rpc internal/gateway # the messages of the election service
 go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
 go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
 google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples bench # grpc's server is joined in rpc alone
@@ -55,7 +57,8 @@ github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that e
 golang.org/x/crypto/bcrypt: internal/token # hashes of passwords, as etcd's
 sigs.k8s.io/yaml: internal/config # the configuration file
 github.com/anishathalye/porcupine: internal/sim # linearizability
-github.com/coreos/go-systemd/v22: internal/cli # Type=notify
+github.com/coreos/go-systemd/v22: internal/cli # Type=notify, and the journal
+gopkg.in/natefinch/lumberjack.v2: internal/cli # rotates log files, with etcd's settings
 `
 
 // rules reads "name: words # reason" lines.

@@ -247,7 +247,6 @@ func TestCallsThatComeLater(t *testing.T) {
 		_, err = snap.Recv()
 	}
 	later("Maintenance.Snapshot", err)
-	later("Lock.Lock", conn.Invoke(within(t), "/v3lockpb.Lock/Lock", &pb.StatusRequest{}, &pb.StatusResponse{}))
 	for path, want := range map[string]string{
 		"/no.Such/Call": "unknown service no.Such", "/etcdserverpb.KV/Such": "unknown method Such for service etcdserverpb.KV",
 	} {

@@ -8,6 +8,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
@@ -171,6 +173,13 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		"RoleAdd":        unary(s.RoleAdd), "RoleGet": unary(s.RoleGet), "RoleList": unary(s.RoleList), "RoleDelete": unary(s.RoleDelete),
 		"RoleGrantPermission": unary(s.RoleGrantPermission), "RoleRevokePermission": unary(s.RoleRevokePermission),
 	}, nil)
+	add(v3lockpb.Lock_ServiceDesc, map[string]unaryMethod{"Lock": unary(s.Lock), "Unlock": unary(s.Unlock)}, nil)
+	add(v3electionpb.Election_ServiceDesc, map[string]unaryMethod{
+		"Campaign": unary(s.Campaign),
+		"Proclaim": unary(s.Proclaim),
+		"Leader":   unary(s.Leader),
+		"Resign":   unary(s.Resign),
+	}, map[string]streamMethod{"Observe": s.serveObserve})
 }
 
 // unaryMethod decodes a request, says whether a learner takes it, and answers it.
@@ -259,6 +268,18 @@ func (s *Services) serveRangeStream(ctx context.Context, stream grpc.ServerStrea
 	})
 }
 
+func (s *Services) serveObserve(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+	r := new(v3electionpb.LeaderRequest)
+	if err := stream.RecvMsg(r); err != nil {
+		return err
+	}
+	call.Received.Inc()
+	return s.Observe(ctx, r, func(l *v3electionpb.LeaderResponse) error {
+		call.Sent.Inc()
+		return stream.SendMsg(l)
+	})
+}
+
 func (s *Services) serveKeepAlive(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
 	return s.LeaseKeepAlive(ctx, keepAliveStream{stream, call})
 }
@@ -320,15 +341,10 @@ func missingStream(service, method string) streamMethod {
 	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
 }
 
-// unknown answers calls of services and methods that are not registered: those of etcd's that come later say so, the rest
-// get grpc-go's own texts.
+// unknown answers calls of services and methods that are not registered, in grpc-go's own texts.
 func unknown(known map[string]grpc.ServiceInfo, stream grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(stream)
 	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
-	switch service {
-	case "v3lockpb.Lock", "v3electionpb.Election":
-		return unimplemented(service[strings.LastIndexByte(service, '.')+1:] + "." + method)
-	}
 	if _, ok := known[service]; ok {
 		return status.Errorf(codes.Unimplemented, "unknown method %v for service %v", method, service)
 	}

@@ -81,6 +81,9 @@ func Start(o Options) (*Member, error) {
 	}
 	m.dir = dir
 	undo = append(undo, dir.Close, m.leaveNetwork)
+	if err := dir.UseLog(o.LogDir); err != nil {
+		return fail(err)
+	}
 	if err := m.openDir(); err != nil {
 		return fail(err)
 	}
