@@ -76,6 +76,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		},
 		Clients: doors.clients, HTTP: doors.http, Monitor: doors.monitor,
 		NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
+		CORS: c.CORS, HostWhitelist: c.HostWhitelist,
 		CheckTimeout: 5*time.Second + 2*c.ElectionTimeout,
 	})
 	if err != nil {

@@ -62,6 +62,9 @@ type Config struct {
 	BcryptCost   uint   // one that bcrypt does not have means its default, 10
 	AuthTokenTTL uint   // seconds that a simple token lives unused; 0: 300
 
+	CORS          []string // origins that browsers may call from; a star: all
+	HostWhitelist []string // host names that plain HTTP requests may carry; a star: all
+
 	LogLevel   slog.Level
 	LogFormat  string   // "json" or "console"
 	LogOutputs []string // "stderr", "stdout", "systemd/journal" (alone) or paths of files; never empty, no duplicates

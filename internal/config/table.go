@@ -193,8 +193,10 @@ var table = []Flag{
 	{Name: "peer-crl-file", Kind: String, Section: security, Support: Later, Help: "Revoked peer certificates.", Why: noTLS, File: "-"},
 	{Name: "peer-skip-client-san-verification", Kind: Bool, Default: "false", Section: security, Support: Later, Help: "Do not check the names in peer certificates.", Why: noTLS, File: ptsec + "skip-client-san-verification"},
 	{Name: "cipher-suites", Kind: List, Section: security, Support: Later, Help: "Cipher suites of TLS.", Why: noTLS},
-	{Name: "cors", Kind: List, Default: "*", Section: security, Support: Later, Help: "Origins that browsers may call from.", Why: "limiting the origins of browsers"},
-	{Name: "host-whitelist", Kind: List, Default: "*", Section: security, Support: Later, Help: "Host names that plain HTTP requests may carry.", Why: "limiting the host names of requests"},
+	{Name: "cors", Kind: List, Default: "*", Section: security, Help: "Origins that browsers may call from, as SCHEME://HOST:PORT; *: all.",
+		bind: func(c *Config) any { return &c.CORS }},
+	{Name: "host-whitelist", Kind: List, Default: "*", Section: security, Help: "Host names that plain HTTP requests may carry; *: all.",
+		bind: func(c *Config) any { return &c.HostWhitelist }},
 	{Name: "tls-min-version", Kind: String, Default: "TLS1.2", Section: security, Support: Later, Help: "Lowest version of TLS.", Why: noTLS},
 	{Name: "tls-max-version", Kind: String, Section: security, Support: Later, Help: "Highest version of TLS.", Why: noTLS},
 

@@ -134,6 +134,11 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 			return fmt.Errorf("%s: not known; write %s", s.shown, strings.Join(f.known, " or "))
 		}
 	}
+	for _, o := range c.CORS {
+		if u, err := url.Parse(o); o != "*" && o != "" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
+			return fmt.Errorf("%s: %q is not an origin; write it as http://HOST:PORT, or * for all", at("cors"), o)
+		}
+	}
 	c.LogLevel = logLevels[given["log-level"].value]
 	if err := c.setGates(given["feature-gates"]); err != nil {
 		return err

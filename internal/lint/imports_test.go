@@ -51,6 +51,7 @@ go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its o
 go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
 google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples bench # grpc's server is joined in rpc alone
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
+github.com/gorilla/websocket: internal/gateway # the JSON form over websockets; what etcd uses, so that handshakes answer alike
 github.com/prometheus: internal/metrics # others call observers
 github.com/spf13/cobra: internal/cli # commands
 github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that etcd uses

@@ -201,7 +201,7 @@ const (
 var gates = map[string]gate{
 	"KV.Range": open, "KV.RangeStream": open, "KV.Put": open, "KV.DeleteRange": open, "KV.Txn": open, "KV.Compact": admin,
 	"Watch.Watch":      open,
-	"Lease.LeaseGrant": known, "Lease.LeaseRevoke": known, "Lease.LeaseTimeToLive": known,
+	"Lease.LeaseGrant": open, "Lease.LeaseRevoke": known, "Lease.LeaseTimeToLive": known,
 	"Lease.LeaseKeepAlive": open, "Lease.LeaseLeases": open, // with keepalives for each request of the stream
 	"Cluster.MemberList": known, "Cluster.MemberAdd": admin, "Cluster.MemberRemove": admin, "Cluster.MemberUpdate": admin,
 	"Cluster.MemberPromote": admin,

@@ -41,6 +41,9 @@ const grantAttempts = 8
 
 // LeaseGrant answers Lease.LeaseGrant. A lease without an id is given one.
 func (s *Services) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	if err := s.requireUser(ctx); err != nil { // here, as other services of this member grant leases for their callers
+		return nil, err
+	}
 	var res command.Result
 	var err error
 	for range grantAttempts {
