@@ -58,6 +58,10 @@ type Config struct {
 	EnableGRPCGateway bool // false: no JSON under /v3
 	EnablePprof       bool // /debug/pprof on the client URLs
 
+	AuthToken    string // the kind of tokens and its options, as given; package token reads it
+	BcryptCost   uint   // one that bcrypt does not have means its default, 10
+	AuthTokenTTL uint   // seconds that a simple token lives unused; 0: 300
+
 	CORS          []string // origins that browsers may call from; a star: all
 	HostWhitelist []string // host names that plain HTTP requests may carry; a star: all
 

@@ -53,7 +53,6 @@ const (
 const (
 	noTLS       = "TLS: member and clients talk plain http"
 	noDiscovery = "finding the founding members by a discovery service or by DNS"
-	noAuth      = "users, roles and tokens"
 	noTracing   = "tracing"
 	noBbolt     = "it tunes bbolt; state lives in an LSM engine here"
 	noChange    = "changing the members of a running cluster"
@@ -201,9 +200,13 @@ var table = []Flag{
 	{Name: "tls-min-version", Kind: String, Default: "TLS1.2", Section: security, Support: Later, Help: "Lowest version of TLS.", Why: noTLS},
 	{Name: "tls-max-version", Kind: String, Section: security, Support: Later, Help: "Highest version of TLS.", Why: noTLS},
 
-	{Name: "auth-token", Kind: String, Default: "simple", Section: auth, Support: Later, Help: "Kind of tokens: simple or jwt with its options.", Why: noAuth, secret: true},
-	{Name: "bcrypt-cost", Kind: Uint, Default: "10", Section: auth, Support: Later, Help: "Cost of hashing passwords.", Why: noAuth},
-	{Name: "auth-token-ttl", Kind: Uint, Default: "300", Section: auth, Support: Later, Help: "Seconds that a simple token lives.", Why: noAuth},
+	{Name: "auth-token", Kind: String, Default: "simple", Section: auth, secret: true,
+		Help: "Kind of tokens: simple, or jwt,sign-method=METHOD,priv-key=FILE,pub-key=FILE,ttl=10m.",
+		bind: func(c *Config) any { return &c.AuthToken }},
+	{Name: "bcrypt-cost", Kind: Uint, Default: "10", Section: auth, Help: "Cost of hashing passwords, from 4 to 31.",
+		bind: func(c *Config) any { return &c.BcryptCost }},
+	{Name: "auth-token-ttl", Kind: Uint, Default: "300", Section: auth, Help: "Seconds that a simple token lives after it was last used.",
+		bind: func(c *Config) any { return &c.AuthTokenTTL }},
 
 	{Name: "enable-pprof", Kind: Bool, Default: "false", Section: monitoring, Help: "Serve profiles under /debug/pprof.",
 		bind: func(c *Config) any { return &c.EnablePprof }},
