@@ -8,6 +8,7 @@
 //	state-N/      the state engine (package engine)
 //	incoming/     checkpoints being received; emptied at every start
 //	checkpoints/  checkpoints made for members that are far behind; emptied at every start
+//	snapshots/    snapshots being made for clients; emptied at every start
 //
 // The log may be in a directory of its own instead, which then has a LOCK and a copy of member.json beside log/, so that
 // no two members take it and none takes another's (UseLog).
@@ -39,6 +40,7 @@ const (
 	logName         = "log"
 	incomingName    = "incoming"
 	checkpointsName = "checkpoints"
+	snapshotsName   = "snapshots"
 	statePrefix     = "state-"
 )
 
@@ -141,6 +143,9 @@ func (d *Dir) Incoming() string { return d.join(incomingName) }
 
 // Checkpoints is the folder for checkpoints made here for other members.
 func (d *Dir) Checkpoints() string { return d.join(checkpointsName) }
+
+// Snapshots is the folder for the files of snapshots while clients are sent them.
+func (d *Dir) Snapshots() string { return d.join(snapshotsName) }
 
 // State returns the current state folder.
 func (d *Dir) State() (string, error) {
@@ -255,7 +260,7 @@ func (d *Dir) recover() error {
 	if err := d.readIdentity(); err != nil {
 		return err
 	}
-	for _, name := range []string{incomingName, checkpointsName} {
+	for _, name := range []string{incomingName, checkpointsName, snapshotsName} {
 		if err := d.fs.RemoveAll(d.join(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -320,6 +320,16 @@ func encode(dst []byte, l kv.Lease) []byte {
 	return binary.AppendUvarint(dst, l.Granted)
 }
 
+// DecodeRow takes the row of a lease apart.
+func DecodeRow(key, value []byte) (kv.Lease, error) {
+	id, err := engine.DecodeLease(key)
+	if err != nil {
+		return kv.Lease{}, err
+	}
+	t, err := decode(value)
+	return kv.Lease{ID: id, TTL: t.ttl, Remaining: t.remaining, Granted: t.granted}, err
+}
+
 func decode(b []byte) (terms, error) {
 	whole := b
 	var n [3]uint64

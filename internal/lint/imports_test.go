@@ -30,7 +30,9 @@ rpc: auth command fsm kv metrics mvcc token watch  # services: validate, transla
 rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
 gateway: kv metrics rpc                 # HTTP in front of the same services
 config:                                 # settings; knows nobody
-server: auth command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
+backup: auth backup/bolt engine kv lease member mvcc # carries state to and from etcd's files: reads the rows of everybody
+backup/bolt:                            # reads bytes of etcd's files; knows no words
+server: auth backup command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
 cli: auth command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
@@ -41,8 +43,9 @@ const outside = `
 github.com/cockroachdb/pebble/v2/vfs: internal/engine internal/raftlog internal/datadir internal/transport internal/server internal/sim internal/cli internal/rpc/rpctest # the file system that tests can crash
 github.com/cockroachdb/pebble/v2: internal/engine # so that the engine can be replaced
 go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport internal/server # server passes messages from one to the other; the rest of the house knows indexes, not raft
-go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the version that clients are told
-go.etcd.io/etcd/api/v3: internal/rpc internal/gateway internal/sim examples bench # wire messages stay at the edge
+go.etcd.io/bbolt: internal/backup # etcd's snapshot file
+go.etcd.io/etcd/api/v3/version: internal/server internal/rpc internal/gateway internal/cli # the version that clients are told
+go.etcd.io/etcd/api/v3: internal/backup internal/rpc internal/gateway internal/sim examples bench # wire messages stay at the edge, and etcd's files are made of them
 go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev and for people to read
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
 go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb: internal/rpc internal/gateway # the messages of the lock service

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"io"
 
 	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/command"
@@ -65,8 +66,18 @@ type Backend interface {
 	// kv.ErrBadLeaderTransferee, kv.ErrLeaderTransferTimeout, kv.ErrNotLeader.
 	MoveLeader(ctx context.Context, to uint64) error
 
+	// Snapshot makes a snapshot of the whole state in etcd's file format, without its hash. kv.ErrTooManyRequests if others
+	// are being made or sent. The caller closes it.
+	Snapshot(ctx context.Context) (Snapshot, error)
+
 	// Defragment is etcd's call of this name. There is nothing to do here; it may nudge the engine and return.
 	Defragment() error
+}
+
+// Snapshot is a file to be sent to a client.
+type Snapshot interface {
+	io.ReadCloser
+	Size() int64
 }
 
 // Header is what every answer says about the member that gave it. The revision comes from the answer itself.

@@ -242,11 +242,6 @@ func TestCallsThatComeLater(t *testing.T) {
 	later("Cluster.MemberAdd", err)
 	_, err = pb.NewMaintenanceClient(conn).Alarm(within(t), &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE})
 	later("Maintenance.Alarm ACTIVATE", err)
-	snap, err := pb.NewMaintenanceClient(conn).Snapshot(within(t), &pb.SnapshotRequest{})
-	if err == nil {
-		_, err = snap.Recv()
-	}
-	later("Maintenance.Snapshot", err)
 	for path, want := range map[string]string{
 		"/no.Such/Call": "unknown service no.Such", "/etcdserverpb.KV/Such": "unknown method Such for service etcdserverpb.KV",
 	} {

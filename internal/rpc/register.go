@@ -163,7 +163,7 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		"Hash":       unary(s.Hash),
 		"HashKV":     unary(s.HashKV),
 		"MoveLeader": unary(s.MoveLeader),
-	}, nil)
+	}, map[string]streamMethod{"Snapshot": s.serveSnapshot})
 	add(pb.Auth_ServiceDesc, map[string]unaryMethod{
 		"AuthEnable": unary(s.AuthEnable), "AuthDisable": unary(s.AuthDisable),
 		"AuthStatus": unary(s.AuthStatus), "Authenticate": unary(s.Authenticate),
@@ -263,6 +263,18 @@ func (s *Services) serveRangeStream(ctx context.Context, stream grpc.ServerStrea
 	}
 	call.Received.Inc()
 	return s.RangeStream(ctx, r, func(a *Answer) error {
+		call.Sent.Inc()
+		return stream.SendMsg(a)
+	})
+}
+
+func (s *Services) serveSnapshot(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+	r := new(pb.SnapshotRequest)
+	if err := stream.RecvMsg(r); err != nil {
+		return err
+	}
+	call.Received.Inc()
+	return s.Snapshot(ctx, r, func(a *pb.SnapshotResponse) error {
 		call.Sent.Inc()
 		return stream.SendMsg(a)
 	})

@@ -44,6 +44,7 @@ type Member struct {
 	compactor *compactor.Driver
 
 	leadership  leadership
+	snapshots   snapshots
 	authChanged broadcast
 	failed      chan error // gives the first error after which the member cannot go on
 

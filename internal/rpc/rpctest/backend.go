@@ -3,6 +3,7 @@
 package rpctest
 
 import (
+	"bytes"
 	"context"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,9 @@ type Backend struct {
 	OnToken atomic.Pointer[func(fsm.Token)]
 	// Hold makes ReadBarrier wait for the end of its context.
 	Hold atomic.Bool
+
+	// SnapshotBytes is the file that Snapshot answers.
+	SnapshotBytes []byte
 
 	compacting sync.WaitGroup
 
@@ -248,3 +252,12 @@ func (b *Backend) MoveLeader(context.Context, uint64) error { return kv.ErrBadLe
 
 // Defragment does nothing.
 func (b *Backend) Defragment() error { return nil }
+
+// Snapshot is a file that holds what SnapshotBytes holds.
+func (b *Backend) Snapshot(context.Context) (rpc.Snapshot, error) {
+	return &snapshot{bytes.NewReader(b.SnapshotBytes)}, nil
+}
+
+type snapshot struct{ *bytes.Reader }
+
+func (*snapshot) Close() error { return nil }

@@ -1,0 +1,291 @@
+package backup
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"os"
+
+	"go.etcd.io/etcd/api/v3/authpb"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/trivet-kv/trivet/internal/auth"
+	"github.com/trivet-kv/trivet/internal/backup/bolt"
+	"github.com/trivet-kv/trivet/internal/engine"
+	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/lease"
+	"github.com/trivet-kv/trivet/internal/member"
+	"github.com/trivet-kv/trivet/internal/mvcc"
+)
+
+// Options of Export.
+type Options struct {
+	// StorageVersion is what the file says of its format (3.7.0), and ClusterVersion of the cluster that it is of.
+	StorageVersion, ClusterVersion string
+	// Members decodes the row of the conf state.
+	Members func(confState []byte) (voters, learners []uint64, err error)
+	// Pause is called now and then between writes: to let others go first, and to end the export with an error.
+	Pause func() error
+}
+
+// Export writes the state in r as a database of etcd to path, which must not exist, and reads it again to see that it
+// holds what was written. What it takes of memory does not grow with the state. After an error there is no file.
+func Export(ctx context.Context, r *engine.Snapshot, path string, o Options) (mvcc.Dumped, error) {
+	d, err := export(ctx, r, path, o)
+	if err != nil {
+		return d, errors.Join(fmt.Errorf("write a snapshot: %w", err), remove(path))
+	}
+	return d, nil
+}
+
+func export(ctx context.Context, r *engine.Snapshot, path string, o Options) (mvcc.Dumped, error) {
+	w, err := newFileWriter(path, o.Pause)
+	if err != nil {
+		return mvcc.Dumped{}, err
+	}
+	e := exporter{fileWriter: w, rows: r, sum: newSum()}
+	d, err := e.all(ctx, o)
+	if err != nil {
+		return d, errors.Join(err, w.close())
+	}
+	if err := w.finish(); err != nil {
+		return d, err
+	}
+	return d, e.verify(path, d.Rows)
+}
+
+type exporter struct {
+	*fileWriter
+	rows *engine.Snapshot
+	sum  hash.Hash32 // of the rows of the bucket key
+}
+
+func newSum() hash.Hash32 { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }
+
+func (e *exporter) all(ctx context.Context, o Options) (mvcc.Dumped, error) {
+	if err := e.bucket(bucketKey); err != nil {
+		return mvcc.Dumped{}, err
+	}
+	d, err := mvcc.Dump(ctx, e.rows, func(key, value []byte) error {
+		e.sum.Write(key)
+		e.sum.Write(value)
+		return e.put(key, value)
+	})
+	if err != nil {
+		return d, err
+	}
+	for _, part := range []func() error{
+		e.leases, e.members, e.accounts, func() error { return e.meta(d, o) },
+	} {
+		if err := part(); err != nil {
+			return d, err
+		}
+	}
+	return d, nil
+}
+
+// each visits the rows of one prefix.
+func (e *exporter) each(prefix byte, visit func(key, value []byte) error) error {
+	it, err := e.rows.NewIter(engine.PrefixBounds([]byte{prefix}))
+	if err != nil {
+		return err
+	}
+	defer it.Close()
+	for ok := it.First(); ok; ok = it.Next() {
+		if err := visit(it.Key(), it.Value()); err != nil {
+			return err
+		}
+	}
+	return it.Err()
+}
+
+func (e *exporter) leases() error {
+	if err := e.bucket(bucketLease); err != nil {
+		return err
+	}
+	var row []byte
+	return e.each(engine.PrefixLease, func(key, value []byte) error {
+		l, err := lease.DecodeRow(key, value)
+		if err != nil {
+			return err
+		}
+		row = appendLease(row[:0], l)
+		return e.put(key[1:], row)
+	})
+}
+
+// appendLease appends etcd's leasepb.Lease: id, TTL and remaining TTL.
+func appendLease(dst []byte, l kv.Lease) []byte {
+	for i, n := range []int64{int64(l.ID), l.TTL, l.Remaining} {
+		if n != 0 {
+			dst = protowire.AppendVarint(protowire.AppendTag(dst, protowire.Number(i+1), protowire.VarintType), uint64(n))
+		}
+	}
+	return dst
+}
+
+func (e *exporter) members() error {
+	table, err := member.Open(e.rows)
+	if err != nil {
+		return err
+	}
+	if err := e.bucket(bucketMembers); err != nil {
+		return err
+	}
+	for _, m := range table.All() {
+		row, err := json.Marshal(etcdMember{ID: m.ID, PeerURLs: m.PeerURLs, Learner: m.Learner, Name: m.Name, ClientURLs: m.ClientURLs})
+		if err != nil {
+			return err
+		}
+		if err := e.put(hexID(m.ID), row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// accounts writes users, roles and the settings of authentication. Their rows come roles first.
+func (e *exporter) accounts() error {
+	settings := auth.Settings{Revision: 1}
+	err := e.each(engine.PrefixAuth, func(key, value []byte) error {
+		row, err := auth.DecodeRow(key, value)
+		if err != nil {
+			return err
+		}
+		var name, bucket string
+		var message proto.Message
+		switch {
+		case row.Settings != nil:
+			settings = *row.Settings
+			return nil
+		case row.User != nil:
+			u := row.User
+			name, bucket = u.Name, bucketUsers
+			message = &authpb.User{
+				Name: []byte(u.Name), Password: u.Hash, Roles: u.Roles, Options: &authpb.UserAddOptions{NoPassword: u.NoPassword},
+			}
+		case row.Role != nil:
+			name, bucket = row.Role.Name, bucketRoles
+			role := &authpb.Role{Name: []byte(row.Role.Name)}
+			for _, p := range row.Role.Permissions {
+				role.KeyPermission = append(role.KeyPermission, &authpb.Permission{
+					PermType: authpb.Permission_Type(p.Access), Key: p.Key, RangeEnd: p.End,
+				})
+			}
+			message = role
+		}
+		b, err := proto.Marshal(message)
+		if err != nil {
+			return err
+		}
+		if err := e.bucket(bucket); err != nil {
+			return err
+		}
+		return e.put([]byte(name), b)
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.bucket(bucketAuth); err != nil {
+		return err
+	}
+	enabled := []byte{0}
+	if settings.Enabled {
+		enabled[0] = 1
+	}
+	if err := e.put([]byte(authEnabled), enabled); err != nil {
+		return err
+	}
+	return e.put([]byte(authRevision), binary.BigEndian.AppendUint64(nil, settings.Revision))
+}
+
+func (e *exporter) meta(d mvcc.Dumped, o Options) error {
+	if err := e.bucket(bucketCluster); err != nil {
+		return err
+	}
+	if err := e.put([]byte(clusterVersion), []byte(o.ClusterVersion)); err != nil {
+		return err
+	}
+	row, _, err := e.rows.Get(engine.MetaApplied())
+	if err != nil {
+		return err
+	}
+	index, term, err := engine.DecodeApplied(row)
+	if err != nil {
+		return err
+	}
+	encoded, _, err := e.rows.Get(engine.MetaConfState())
+	if err != nil {
+		return err
+	}
+	var cs etcdConfState
+	if cs.Voters, cs.Learners, err = o.Members(encoded); err != nil {
+		return err
+	}
+	confState, err := json.Marshal(cs)
+	if err != nil {
+		return err
+	}
+	if err := e.bucket(bucketMeta); err != nil {
+		return err
+	}
+	put := func(key string, value []byte) {
+		if err == nil {
+			err = e.put([]byte(key), value)
+		}
+	}
+	put(metaConfState, confState)
+	put(metaIndex, binary.BigEndian.AppendUint64(nil, index))
+	put(metaTerm, binary.BigEndian.AppendUint64(nil, term))
+	put(metaStorageVersion, []byte(o.StorageVersion))
+	if d.Compact >= 0 {
+		rev := appendRevision(nil, kv.Revision{Main: d.Compact})
+		put(metaFinished, rev)
+		put(metaScheduled, rev)
+	}
+	return err
+}
+
+// verify reads the file and compares its history with what was written.
+func (e *exporter) verify(path string, rows int64) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	db, err := bolt.Open(f, info.Size())
+	if err != nil {
+		return err
+	}
+	all, err := db.Buckets()
+	if err != nil {
+		return err
+	}
+	sum, n := newSum(), int64(0)
+	for _, b := range all {
+		if err := b.Each(func(key, value []byte) error {
+			if b.Name == bucketKey {
+				n++
+				sum.Write(key)
+				sum.Write(value)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	if len(all) != len(buckets) || n != rows || sum.Sum32() != e.sum.Sum32() {
+		return fmt.Errorf("the file was read again and holds %d buckets and %d changes of sum %08x, written were %d, %d and %08x: the disk does not keep what it is given",
+			len(all), n, sum.Sum32(), len(buckets), rows, e.sum.Sum32())
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/trivet-kv/trivet/internal/backup"
+	"github.com/trivet-kv/trivet/internal/engine"
+	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/replica"
+	"github.com/trivet-kv/trivet/internal/rpc"
+)
+
+const (
+	// maxSnapshots is how many snapshots are made or sent at once; each takes the disk space of its file.
+	maxSnapshots = 2
+	// spareBytes is what a snapshot leaves free on the disk: the member itself needs room for its log.
+	spareBytes = 256 << 20
+	// maxRest bounds the rest after a piece of a snapshot while there are writers.
+	maxRest = 100 * time.Millisecond
+)
+
+// snapshots is what the member knows of the snapshots that clients are sent.
+type snapshots struct {
+	open atomic.Int32
+	made atomic.Uint64 // for the names of their files
+}
+
+// Snapshot makes a file of the state of one moment; see rpc.Backend. It is made in the data directory, and its name is taken
+// away before it is sent, so that nothing is left of it however the sending ends.
+func (m *Member) Snapshot(ctx context.Context) (rpc.Snapshot, error) {
+	if m.snapshots.open.Add(1) > maxSnapshots {
+		m.snapshots.open.Add(-1)
+		return nil, kv.ErrTooManyRequests
+	}
+	f, err := m.makeSnapshot(ctx)
+	if err != nil {
+		m.snapshots.open.Add(-1)
+		return nil, err
+	}
+	return f, nil
+}
+
+func (m *Member) makeSnapshot(ctx context.Context) (*snapshotFile, error) {
+	path := filepath.Join(m.dir.Snapshots(), strconv.FormatUint(m.snapshots.made.Add(1), 10)+".db")
+	begin := time.Now()
+	for {
+		state := m.machine.state.Load()
+		rows, err := state.Engine.NewSnapshot()
+		if err == nil {
+			_, err = backup.Export(ctx, rows, path, backup.Options{
+				StorageVersion: rpc.StorageVersion, ClusterVersion: clusterVersion(), Members: replica.DecodeConfState,
+				Pause: m.pause(ctx),
+			})
+			err = errors.Join(err, rows.Close())
+		}
+		if errors.Is(err, engine.ErrClosed) && state != m.machine.state.Load() {
+			continue // a checkpoint of another member took its place
+		}
+		if err != nil {
+			return nil, err
+		}
+		break
+	}
+	f, err := os.Open(path)
+	if err = errors.Join(err, os.Remove(path)); err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	m.logger.Info("made a snapshot for a client", "bytes", info.Size(), "took", time.Since(begin))
+	return &snapshotFile{File: f, size: info.Size(), done: func() { m.snapshots.open.Add(-1) }}, nil
+}
+
+// pause is called between two pieces of a snapshot. While there are writers it rests for as long as the piece took, so that
+// they have half of a processor more, and it ends a snapshot that would fill the disk.
+func (m *Member) pause(ctx context.Context) func() error {
+	last := time.Now()
+	return func() error {
+		usage, err := vfs.Default.GetDiskUsage(m.dir.Snapshots())
+		if err != nil {
+			return err
+		}
+		if usage.AvailBytes < spareBytes {
+			return fmt.Errorf("the disk of the data directory has %d MiB left, and a snapshot leaves %d MiB to the member: free some space, or ask another member",
+				usage.AvailBytes>>20, spareBytes>>20)
+		}
+		if m.waiters.any() {
+			select {
+			case <-ctx.Done():
+			case <-time.After(min(time.Since(last), maxRest)):
+			}
+		}
+		last = time.Now()
+		return context.Cause(ctx)
+	}
+}
+
+// clusterVersion is the version of the API without its last part, as etcd has it for a cluster.
+func clusterVersion() string {
+	v := version.Version
+	for i := len(v) - 1; i > 0; i-- {
+		if v[i] == '.' {
+			return v[:i] + ".0"
+		}
+	}
+	return v
+}
+
+// snapshotFile is a file without a name.
+type snapshotFile struct {
+	*os.File
+	size   int64
+	done   func()
+	closed atomic.Bool
+}
+
+// Size is how long the file is.
+func (f *snapshotFile) Size() int64 { return f.size }
+
+// Close gives the space back.
+func (f *snapshotFile) Close() error {
+	if f.closed.Swap(true) {
+		return nil
+	}
+	defer f.done()
+	return f.File.Close()
+}
