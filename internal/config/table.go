@@ -52,11 +52,9 @@ const (
 // Reasons that several flags share.
 const (
 	noTLS       = "TLS: member and clients talk plain http"
-	noDiscovery = "finding the founding members by a discovery service or by DNS"
 	noTracing   = "tracing"
 	noBbolt     = "it tunes bbolt; state lives in an LSM engine here"
 	noChange    = "changing the members of a running cluster"
-	onlyDisc    = "it is read with --discovery-endpoints only, which comes later"
 	onlyTracing = "it is read with --enable-distributed-tracing only, which comes later"
 	wasRemoved  = "etcd itself ignores it"
 	ctsec       = "client-transport-security."
@@ -144,22 +142,37 @@ var table = []Flag{
 	{Name: "advertise-client-urls", Kind: URLs, Default: "http://localhost:2379", Section: clustering,
 		Help: "Where clients reach this member. Required with --listen-client-urls.",
 		bind: func(c *Config) any { return &c.AdvertiseClientURLs }},
-	{Name: "discovery-token", Kind: String, Section: clustering, Support: Later, Help: "Token for the discovery service.", Why: noDiscovery, File: dconf + "token"},
-	{Name: "discovery-endpoints", Kind: List, Section: clustering, Support: Later, Help: "Endpoints of the discovery service.", Why: noDiscovery, File: dconf + "client.endpoints"},
-	{Name: "discovery-dial-timeout", Kind: Duration, Default: "2s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.dial-timeout"},
-	{Name: "discovery-request-timeout", Kind: Duration, Default: "5s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.request-timeout"},
-	{Name: "discovery-keepalive-time", Kind: Duration, Default: "2s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.keepalive-time"},
-	{Name: "discovery-keepalive-timeout", Kind: Duration, Default: "6s", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.keepalive-timeout"},
-	{Name: "discovery-insecure-transport", Kind: Bool, Default: "true", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.insecure-transport"},
-	{Name: "discovery-insecure-skip-tls-verify", Kind: Bool, Default: "false", Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.insecure-skip-tls-verify"},
-	{Name: "discovery-cert", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.cert"},
-	{Name: "discovery-key", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.key"},
-	{Name: "discovery-cacert", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.secure.cacert"},
-	{Name: "discovery-user", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.auth.username", secret: true},
-	{Name: "discovery-password", Kind: String, Section: clustering, Support: Meaningless, Help: "For the discovery service.", Why: onlyDisc, File: dconf + "client.auth.password", secret: true},
-	{Name: "discovery-fallback", Kind: String, Default: "exit", Section: clustering, Support: Meaningless, Help: "What to do when discovery fails: exit.", Why: onlyDisc, File: "-"},
-	{Name: "discovery-srv", Kind: String, Section: clustering, Support: Later, Help: "DNS domain whose SRV records name the founding members.", Why: noDiscovery},
-	{Name: "discovery-srv-name", Kind: String, Section: clustering, Support: Later, Help: "Suffix of the SRV service name.", Why: noDiscovery},
+	{Name: "discovery-token", Kind: String, Section: clustering, Help: "The founding cluster's token at the discovery service.", File: dconf + "token",
+		bind: func(c *Config) any { return &c.Discovery.Token }},
+	{Name: "discovery-endpoints", Kind: List, Section: clustering, Help: "Members of the cluster that serves for discovery.", File: dconf + "client.endpoints",
+		bind: func(c *Config) any { return &c.Discovery.Endpoints }},
+	{Name: "discovery-dial-timeout", Kind: Duration, Default: "2s", Section: clustering, Help: "Wait for a connection to the discovery service.", File: dconf + "client.dial-timeout",
+		bind: func(c *Config) any { return &c.Discovery.DialTimeout }},
+	{Name: "discovery-request-timeout", Kind: Duration, Default: "5s", Section: clustering, Help: "Wait for an answer of the discovery service.", File: dconf + "client.request-timeout",
+		bind: func(c *Config) any { return &c.Discovery.RequestTimeout }},
+	{Name: "discovery-keepalive-time", Kind: Duration, Default: "2s", Section: clustering, Help: "Time between pings to the discovery service.", File: dconf + "client.keepalive-time",
+		bind: func(c *Config) any { return &c.Discovery.KeepAliveTime }},
+	{Name: "discovery-keepalive-timeout", Kind: Duration, Default: "6s", Section: clustering, Help: "Wait for a ping's answer of the discovery service.", File: dconf + "client.keepalive-timeout",
+		bind: func(c *Config) any { return &c.Discovery.KeepAliveTimeout }},
+	{Name: "discovery-insecure-transport", Kind: Bool, Default: "true", Section: clustering, Help: "Talk to the discovery service without TLS.", File: dconf + "client.secure.insecure-transport",
+		bind: func(c *Config) any { return &c.Discovery.InsecureTransport }},
+	{Name: "discovery-insecure-skip-tls-verify", Kind: Bool, Default: "false", Section: clustering, Help: "Do not check the discovery service's certificate.", File: dconf + "client.secure.insecure-skip-tls-verify",
+		bind: func(c *Config) any { return &c.Discovery.InsecureSkipVerify }},
+	{Name: "discovery-cert", Kind: String, Section: clustering, Help: "Certificate for the discovery service.", File: dconf + "client.secure.cert",
+		bind: func(c *Config) any { return &c.Discovery.CertFile }},
+	{Name: "discovery-key", Kind: String, Section: clustering, Help: "Its key.", File: dconf + "client.secure.key",
+		bind: func(c *Config) any { return &c.Discovery.KeyFile }},
+	{Name: "discovery-cacert", Kind: String, Section: clustering, Help: "CA that the discovery service's certificate is checked against.", File: dconf + "client.secure.cacert",
+		bind: func(c *Config) any { return &c.Discovery.CAFile }},
+	{Name: "discovery-user", Kind: String, Section: clustering, Help: "User at the discovery service, as NAME or NAME:PASSWORD.", File: dconf + "client.auth.username", secret: true,
+		bind: func(c *Config) any { return &c.Discovery.User }},
+	{Name: "discovery-password", Kind: String, Section: clustering, Help: "Password at the discovery service.", File: dconf + "client.auth.password", secret: true,
+		bind: func(c *Config) any { return &c.Discovery.Password }},
+	{Name: "discovery-fallback", Kind: String, Default: "exit", Section: clustering, Support: Meaningless, Help: "What to do when discovery fails: exit.", Why: "the one value, exit, is what happens", File: "-"},
+	{Name: "discovery-srv", Kind: String, Section: clustering, Help: "DNS domain whose SRV records name the founding members.",
+		bind: func(c *Config) any { return &c.DiscoverySRV }},
+	{Name: "discovery-srv-name", Kind: String, Section: clustering, Help: "Suffix of the SRV service name.",
+		bind: func(c *Config) any { return &c.DiscoverySRVName }},
 	{Name: "strict-reconfig-check", Kind: Bool, Default: "true", Section: clustering, Support: Later, Help: "Refuse member changes that would lose the quorum.", Why: noChange},
 	{Name: "pre-vote", Kind: Bool, Default: "true", Section: clustering, Support: Meaningless, Help: "Ask before standing for election.",
 		Why: "pre-vote is always on; failover without waiting stands on it"},

@@ -31,7 +31,7 @@ rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memo
 gateway: kv metrics rpc                 # HTTP in front of the same services
 config:                                 # settings; knows nobody
 server: auth command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: auth command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: auth command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -47,6 +47,7 @@ go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev an
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
 go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb: internal/rpc internal/gateway # the messages of the lock service
 go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb: internal/rpc internal/gateway # the messages of the election service
+go.etcd.io/etcd/server/v3/proxy/tcpproxy: internal/cli # gateway start
 go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
 go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
 google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples bench # grpc's server is joined in rpc alone
