@@ -84,6 +84,7 @@ func matrixOps() []matrixOp {
 			matrixOp{"range " + keys, []need{read}, &pb.RangeRequest{Key: k, RangeEnd: end}},
 			matrixOp{"count " + keys, []need{read}, &pb.RangeRequest{Key: k, RangeEnd: end, CountOnly: true, Serializable: true}},
 			matrixOp{"compare " + keys, []need{read}, &pb.Compare{Key: k, RangeEnd: end}},
+			matrixOp{"always true " + keys, []need{read}, &pb.Compare{Key: k, RangeEnd: end, Result: 7}},
 			matrixOp{"delete " + keys, []need{write}, &pb.DeleteRangeRequest{Key: k, RangeEnd: end}},
 			matrixOp{"delete prev_kv " + keys, []need{write, read}, &pb.DeleteRangeRequest{Key: k, RangeEnd: end, PrevKv: true}})
 		if len(end) == 0 {
