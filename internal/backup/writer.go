@@ -1,7 +1,6 @@
 package backup
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -107,10 +106,6 @@ func (w *fileWriter) close() error {
 	}
 	return w.db.Close()
 }
-
-// hasSum reports whether a file of n bytes ends in its SHA-256, as a snapshot does and a database copied from a data
-// directory does not.
-func hasSum(n int64) bool { return n%512 == sha256.Size }
 
 // hexID is how etcd writes an id as a key.
 func hexID(id uint64) []byte { return fmt.Appendf(nil, "%x", id) }
