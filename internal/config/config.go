@@ -42,6 +42,11 @@ type Config struct {
 	ForceNewCluster     bool
 	DowngradeCheckTime  time.Duration
 
+	// How the founding members are found instead of by InitialCluster, which holds this member alone then. At most one of the two is set.
+	Discovery        Discovery
+	DiscoverySRV     string // DNS domain
+	DiscoverySRVName string // suffix of the service name
+
 	Heartbeat       time.Duration
 	ElectionTimeout time.Duration // at least five heartbeats
 
@@ -96,6 +101,22 @@ type LogRotation struct {
 	MaxBackups int  `json:"maxbackups"` // files; 0: no bound
 	LocalTime  bool `json:"localtime"`  // in the names of full files; false: UTC
 	Compress   bool `json:"compress"`
+}
+
+// Discovery says where the founding members meet: a cluster that speaks etcd's API. It is used if there are Endpoints.
+type Discovery struct {
+	Token              string
+	Endpoints          []string
+	DialTimeout        time.Duration
+	RequestTimeout     time.Duration
+	KeepAliveTime      time.Duration
+	KeepAliveTimeout   time.Duration
+	InsecureTransport  bool
+	InsecureSkipVerify bool
+	CertFile           string
+	KeyFile            string
+	CAFile             string
+	User, Password     string // secret
 }
 
 // InitialMember is one member that founds the cluster.

@@ -46,6 +46,10 @@ func (c *Config) complete(given map[string]setting, fromFile bool) error {
 			}
 		}
 	}
+	if discovers, err := c.checkDiscovery(ok); discovers || err != nil {
+		c.InitialCluster = []InitialMember{{Name: c.Name, PeerURLs: Strings(c.AdvertisePeerURLs)}} // until the others are found
+		return err
+	}
 	var err error
 	if c.InitialCluster, err = parseInitialCluster(cluster.value); err != nil {
 		return fmt.Errorf("%s: %w", cluster.shown, err)

@@ -31,7 +31,7 @@ rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memo
 gateway: kv metrics rpc                 # HTTP in front of the same services
 config:                                 # settings; knows nobody
 server: auth command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: auth command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: auth command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
