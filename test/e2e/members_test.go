@@ -194,7 +194,9 @@ func TestRemovedWhileDown(t *testing.T) {
 	m := c.others(c.leader())[0]
 	id := m.id()
 	c.kill(m)
-	retry(t, func(ctx context.Context) (*clientv3.MemberRemoveResponse, error) { return c.client(c.others(m)...).MemberRemove(ctx, id) })
+	retry(t, func(ctx context.Context) (*clientv3.MemberRemoveResponse, error) {
+		return c.client(c.others(m)...).MemberRemove(ctx, id)
+	})
 	m.start()
 	m.p.expect(20*time.Second, 0, "this member has been removed from the cluster")
 	if status := m.p.wait(20 * time.Second); status != 0 {
