@@ -25,8 +25,8 @@ import (
 
 // Options of Export.
 type Options struct {
-	// StorageVersion is what the file says of its format (3.7.0), and ClusterVersion of the cluster that it is of.
-	StorageVersion, ClusterVersion string
+	// StorageVersion is what a file of a cluster of a version says of its own format; empty: nothing.
+	StorageVersion func(cluster string) string
 	// Members decodes the row of the conf state.
 	Members func(confState []byte) (voters, learners []uint64, err error)
 	// Pause is called now and then between writes: to let others go first, and to end the export with an error.
@@ -63,6 +63,8 @@ type exporter struct {
 	*fileWriter
 	rows *engine.Snapshot
 	sum  hash.Hash32 // of the rows of the bucket key
+
+	version string // of the cluster; empty while it is not decided
 }
 
 func newSum() hash.Hash32 { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }
@@ -146,7 +148,28 @@ func (e *exporter) members() error {
 			return err
 		}
 	}
-	return nil
+	if err := e.bucket(bucketMembersRemoved); err != nil {
+		return err
+	}
+	for _, id := range table.RemovedIDs() {
+		if err := e.put(hexID(id), []byte("removed")); err != nil {
+			return err
+		}
+	}
+	if err := e.bucket(bucketCluster); err != nil {
+		return err
+	}
+	if e.version = table.Version(); e.version != "" {
+		if err := e.put([]byte(clusterVersion), []byte(e.version)); err != nil {
+			return err
+		}
+	}
+	d := table.Downgrade()
+	row, err := json.Marshal(etcdDowngrade{Target: d.Target, Enabled: d.Enabled})
+	if err != nil {
+		return err
+	}
+	return e.put([]byte(clusterDowngrade), row)
 }
 
 // accounts writes users, roles and the settings of authentication. Their rows come roles first.
@@ -205,12 +228,6 @@ func (e *exporter) accounts() error {
 }
 
 func (e *exporter) meta(d mvcc.Dumped, o Options) error {
-	if err := e.bucket(bucketCluster); err != nil {
-		return err
-	}
-	if err := e.put([]byte(clusterVersion), []byte(o.ClusterVersion)); err != nil {
-		return err
-	}
 	row, _, err := e.rows.Get(engine.MetaApplied())
 	if err != nil {
 		return err
@@ -242,7 +259,9 @@ func (e *exporter) meta(d mvcc.Dumped, o Options) error {
 	put(metaConfState, confState)
 	put(metaIndex, binary.BigEndian.AppendUint64(nil, index))
 	put(metaTerm, binary.BigEndian.AppendUint64(nil, term))
-	put(metaStorageVersion, []byte(o.StorageVersion))
+	if v := o.StorageVersion(e.version); v != "" {
+		put(metaStorageVersion, []byte(v))
+	}
 	if d.Compact >= 0 {
 		rev := appendRevision(nil, kv.Revision{Main: d.Compact})
 		put(metaFinished, rev)

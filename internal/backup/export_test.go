@@ -51,7 +51,7 @@ func apply(t *testing.T, s *fsm.State, c *command.Command) {
 }
 
 var exportOptions = Options{
-	StorageVersion: "3.7.0", ClusterVersion: "3.7.0", Pause: func() error { return nil },
+	StorageVersion: func(string) string { return "3.7.0" }, Pause: func() error { return nil },
 	Members: func(b []byte) ([]uint64, []uint64, error) { return []uint64{0xab}, nil, nil },
 }
 

@@ -43,6 +43,7 @@ const (
 	metaFinished            = "finishedCompactRev"
 	metaStorageVersion      = "storageVersion" // text
 	clusterVersion          = "clusterVersion" // text
+	clusterDowngrade        = "downgrade"      // JSON
 	authEnabled             = "authEnabled"    // one byte, 0 or 1
 	authRevision            = "authRevision"   // 8 bytes big endian
 	revisionBytes           = 8 + 1 + 8
@@ -62,6 +63,12 @@ type etcdMember struct {
 	Learner    bool     `json:"isLearner,omitempty"`
 	Name       string   `json:"name,omitempty"`
 	ClientURLs []string `json:"clientURLs,omitempty"`
+}
+
+// etcdDowngrade is the row downgrade of the bucket cluster.
+type etcdDowngrade struct {
+	Target  string `json:"target-version"`
+	Enabled bool   `json:"enabled"`
 }
 
 // etcdConfState is the row confState of the bucket meta.

@@ -17,6 +17,8 @@ const snapshotChunkBytes = 64 << 10
 // error in making it is the answer.
 func (s *Services) Snapshot(ctx context.Context, _ *pb.SnapshotRequest, send func(*pb.SnapshotResponse) error) error {
 	begin := time.Now()
+	cluster, _ := s.b.ClusterVersion()
+	format := StorageVersion(cluster)
 	f, err := s.b.Snapshot(ctx)
 	if err != nil {
 		return toStatus(err)
@@ -34,11 +36,11 @@ func (s *Services) Snapshot(ctx context.Context, _ *pb.SnapshotRequest, send fun
 		}
 		left -= int64(n)
 		sum.Write(buf[:n])
-		if err := send(&pb.SnapshotResponse{RemainingBytes: uint64(left), Blob: buf[:n], Version: StorageVersion}); err != nil {
+		if err := send(&pb.SnapshotResponse{RemainingBytes: uint64(left), Blob: buf[:n], Version: format}); err != nil {
 			return err
 		}
 	}
-	if err := send(&pb.SnapshotResponse{Blob: sum.Sum(nil), Version: StorageVersion}); err != nil {
+	if err := send(&pb.SnapshotResponse{Blob: sum.Sum(nil), Version: format}); err != nil {
 		return err
 	}
 	s.m.SnapshotSeconds.Observe(time.Since(begin).Seconds())

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"go.etcd.io/etcd/api/v3/version"
 
 	"github.com/trivet-kv/trivet/internal/backup"
 	"github.com/trivet-kv/trivet/internal/engine"
@@ -58,7 +57,7 @@ func (m *Member) makeSnapshot(ctx context.Context) (*snapshotFile, error) {
 		rows, err := state.Engine.NewSnapshot()
 		if err == nil {
 			_, err = backup.Export(ctx, rows, path, backup.Options{
-				StorageVersion: rpc.StorageVersion, ClusterVersion: clusterVersion(), Members: replica.DecodeConfState,
+				StorageVersion: rpc.StorageVersion, Members: replica.DecodeConfState,
 				Pause: m.pause(ctx),
 			})
 			err = errors.Join(err, rows.Close())
@@ -105,17 +104,6 @@ func (m *Member) pause(ctx context.Context) func() error {
 		last = time.Now()
 		return context.Cause(ctx)
 	}
-}
-
-// clusterVersion is the version of the API without its last part, as etcd has it for a cluster.
-func clusterVersion() string {
-	v := version.Version
-	for i := len(v) - 1; i > 0; i-- {
-		if v[i] == '.' {
-			return v[:i] + ".0"
-		}
-	}
-	return v
 }
 
 // snapshotFile is a file without a name.
