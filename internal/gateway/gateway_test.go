@@ -368,7 +368,8 @@ func TestMetricsPage(t *testing.T) {
 
 // FuzzJSON sends any body to the paths of the gateway: the answer is JSON, and never an internal error.
 func FuzzJSON(f *testing.F) {
-	paths := []string{"/v3/kv/range", "/v3/kv/txn", "/v3/kv/put", "/v3/kv/deleterange", "/v3/lease/grant", "/v3/lease/timetolive"}
+	paths := []string{"/v3/kv/range", "/v3/kv/txn", "/v3/kv/put", "/v3/kv/deleterange", "/v3/lease/grant", "/v3/lease/timetolive",
+		"/v3/lock/unlock", "/v3/election/leader", "/v3/election/proclaim", "/v3/election/resign", "/v3/cluster/member/list", "/v3/auth/status", "/v3beta/kv/range"}
 	for i, line := range asked {
 		if _, body, ok := strings.Cut(line, " {"); ok {
 			f.Add(uint8(i), "{"+body)
