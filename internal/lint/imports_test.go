@@ -26,10 +26,11 @@ datadir:                                # the layout of the data directory
 metrics:                                # the list of measurements; others give it values
 rpc: command fsm kv metrics mvcc watch  # services: validate, translate, encode
 rpc/rpctest: command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
-gateway: kv metrics rpc                 # HTTP in front of the same services
+gateway: certs kv metrics rpc                 # HTTP in front of the same services
+certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
 server: command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: certs command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -48,6 +49,7 @@ go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
 google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples bench # grpc's server is joined in rpc alone
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
 github.com/prometheus: internal/metrics # others call observers
+golang.org/x/sys: internal/cli # SO_REUSEPORT
 github.com/spf13/cobra: internal/cli # commands
 sigs.k8s.io/yaml: internal/config # the configuration file
 github.com/anishathalye/porcupine: internal/sim # linearizability
