@@ -66,18 +66,17 @@ func (s *Set) Connect(ctx context.Context, conn net.Conn, host string) (*tls.Con
 
 // reject tells the log and, if it speaks no TLS, the other side.
 func (s *Set) reject(c *helloConn, t *tls.Conn, err error) {
-	cause, _ := explain(err)
+	if c.heard || !closed(err) { // otherwise somebody only looks whether the port is open
+		cause, _ := explain(err)
+		args := []any{"kind", s.o.Kind, "remote-addr", c.RemoteAddr().String(), "server-name", c.hello.ServerName, "error", err}
+		if certs := t.ConnectionState().PeerCertificates; len(certs) > 0 {
+			args = append(args, "subject", certs[0].Subject.String(), "names", namesOf(certs[0]))
+		}
+		s.complaints.note(hostOf(c.RemoteAddr()), cause, args...)
+	}
 	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok && header.Conn != nil {
 		answerPlain(c.Conn, header.RecordHeader[:])
 	}
-	if !c.heard && closed(err) {
-		return // somebody looks whether the port is open
-	}
-	args := []any{"remote-addr", c.RemoteAddr().String(), "server-name", c.hello.ServerName, "error", err}
-	if certs := t.ConnectionState().PeerCertificates; len(certs) > 0 {
-		args = append(args, "subject", certs[0].Subject.String(), "names", namesOf(certs[0]))
-	}
-	s.complaints.note(hostOf(c.RemoteAddr()), cause, append(args, "kind", s.o.Kind)...)
 }
 
 func hostOf(a net.Addr) string {
@@ -94,19 +93,16 @@ func closed(err error) bool {
 
 const plainText = "This port speaks TLS, and the request came without. Use https:// instead of http://.\n"
 
-// answerPlain tells a client that began without TLS, in its own protocol if it is HTTP.
+// answerPlain tells a client that began without TLS, if it speaks HTTP. That of HTTP/2 is answered in HTTP/1.1 too: gRPC
+// clients recognise it, say so and wait before they try again, which they would not after a GOAWAY.
 func answerPlain(conn net.Conn, head []byte) {
-	var answer []byte
 	switch string(head[:min(len(head), 5)]) {
-	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO", "DELET", "PATCH", "CONNE", "TRACE":
-		answer = fmt.Appendf(nil, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s", len(plainText), plainText)
-	case "PRI *":
-		answer = goAway(plainText)
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO", "DELET", "PATCH", "CONNE", "TRACE", "PRI *":
 	default:
 		return
 	}
 	_ = conn.SetDeadline(time.Now().Add(lingerFor))
-	if _, err := conn.Write(answer); err != nil {
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n\r\n%s", len(plainText), plainText); err != nil {
 		return
 	}
 	// Closing while something is unread makes the kernel throw the answer away on the other side.
@@ -120,14 +116,3 @@ const (
 	lingerFor   = time.Second
 	lingerBytes = 1 << 20
 )
-
-// goAway is the server's preface of HTTP/2 (an empty SETTINGS frame) and a GOAWAY frame with the code INADEQUATE_SECURITY and
-// a text, which gRPC clients show (RFC 9113, sections 6.5 and 6.8).
-func goAway(text string) []byte {
-	const settings, goaway, inadequateSecurity = 4, 7, 0xc
-	b := []byte{0, 0, 0, settings, 0, 0, 0, 0, 0}
-	n := 8 + len(text)
-	b = append(b, byte(n>>16), byte(n>>8), byte(n), goaway, 0, 0, 0, 0, 0)
-	b = append(b, 0, 0, 0, 0, 0, 0, 0, inadequateSecurity)
-	return append(b, text...)
-}

@@ -33,6 +33,7 @@ type Command struct {
 	LeaseRevoke     *LeaseRevoke
 	LeaseCheckpoint *LeaseCheckpoint
 	MemberPublish   *MemberPublish
+	Auth            *Auth
 }
 
 // Put sets one key.
@@ -145,6 +146,7 @@ type Result struct {
 	DeleteRange *DeleteResult
 	Txn         *TxnResult
 	Lease       *kv.Lease       // of a grant
+	Token       string          // of an authentication; a secret
 	Compacted   <-chan struct{} // of a compaction: closed when the rows are gone from this member
 }
 

@@ -65,6 +65,10 @@ func (c *Command) Decode(b []byte) error {
 	case kindMemberPublish:
 		c.MemberPublish = d.memberPublish()
 	default:
+		if op := AuthOp(kind); op >= firstAuth && op <= lastAuth {
+			c.Auth = d.auth(op)
+			break
+		}
 		return fmt.Errorf("%w: command of kind %d", ErrMalformed, kind)
 	}
 	if d.failed || len(d.b) > 0 {

@@ -25,6 +25,7 @@ const (
 	kindMemberPublish   = 8
 	kindRange           = 9 // inside transactions only
 	kindLeaseCheckpoint = 10
+	// 20 to 31 are those of AuthOp.
 )
 
 const (
@@ -65,6 +66,8 @@ func (c *Command) Append(dst []byte) []byte {
 	case c.LeaseCheckpoint != nil:
 		dst = appendLeases(dst, c.LeaseCheckpoint.Leases)
 		return binary.AppendUvarint(dst, c.LeaseCheckpoint.Term)
+	case c.Auth != nil:
+		return c.Auth.append(dst)
 	default:
 		return c.MemberPublish.append(dst)
 	}
@@ -88,12 +91,17 @@ func (c *Command) kind() byte {
 		return kindLeaseCheckpoint
 	case c.MemberPublish != nil:
 		return kindMemberPublish
+	case c.Auth != nil:
+		return byte(c.Auth.Op)
 	}
 	panic("command: a command with no request")
 }
 
 // Name is the request's name for logs and inspection, such as "put".
 func (c *Command) Name() string {
+	if c.Auth != nil {
+		return c.Auth.Op.String()
+	}
 	return [...]string{
 		kindPut: "put", kindDeleteRange: "delete_range", kindTxn: "txn", kindCompact: "compact",
 		kindLeaseGrant: "lease_grant", kindLeaseRevoke: "lease_revoke", kindLeaseCheckpoint: "lease_checkpoint",

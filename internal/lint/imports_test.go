@@ -14,8 +14,9 @@ command: kv                             # what enters the log, told in the words
 engine: kv                              # keys.go knows revisions and leases
 mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
+auth: engine kv                         # users and roles: state only; meets the others in fsm
 member: engine                          # state only; meets mvcc and lease in fsm
-fsm: command engine kv lease member mvcc # the one place where state changes
+fsm: auth command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
 transport:                              # bytes between members; knows no words
 replica: command kv                     # hands entries on in command's envelope; knows no keys
@@ -26,11 +27,11 @@ datadir:                                # the layout of the data directory
 metrics:                                # the list of measurements; others give it values
 rpc: command fsm kv metrics mvcc watch  # services: validate, translate, encode
 rpc/rpctest: command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
-gateway: certs kv metrics rpc                 # HTTP in front of the same services
+gateway: certs kv metrics rpc           # HTTP in front of the same services
 certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
 server: command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: certs command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: auth certs command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
