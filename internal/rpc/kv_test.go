@@ -238,9 +238,7 @@ func TestCallsThatComeLater(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, err := pb.NewAuthClient(conn).UserAdd(within(t), &pb.AuthUserAddRequest{})
-	later("Auth.UserAdd", err)
-	_, err = pb.NewClusterClient(conn).MemberAdd(within(t), &pb.MemberAddRequest{})
+	_, err := pb.NewClusterClient(conn).MemberAdd(within(t), &pb.MemberAddRequest{})
 	later("Cluster.MemberAdd", err)
 	_, err = pb.NewMaintenanceClient(conn).Alarm(within(t), &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE})
 	later("Maintenance.Alarm ACTIVATE", err)
@@ -249,7 +247,6 @@ func TestCallsThatComeLater(t *testing.T) {
 		_, err = snap.Recv()
 	}
 	later("Maintenance.Snapshot", err)
-	later("Lock.Lock", conn.Invoke(within(t), "/v3lockpb.Lock/Lock", &pb.StatusRequest{}, &pb.StatusResponse{}))
 	for path, want := range map[string]string{
 		"/no.Such/Call": "unknown service no.Such", "/etcdserverpb.KV/Such": "unknown method Such for service etcdserverpb.KV",
 	} {
