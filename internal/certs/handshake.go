@@ -64,6 +64,9 @@ func (s *Set) Connect(ctx context.Context, conn net.Conn, host string) (*tls.Con
 	return t, nil
 }
 
+// ClientConfig is for a client library that dials by itself, with the files as they are now.
+func (s *Set) ClientConfig() *tls.Config { return s.current().client.Clone() }
+
 // reject tells the log and, if it speaks no TLS, the other side.
 func (s *Set) reject(c *helloConn, t *tls.Conn, err error) {
 	if c.heard || !closed(err) { // otherwise somebody only looks whether the port is open

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,6 +26,7 @@ type doors struct {
 	peers                  []net.Listener
 	clients, http, monitor []gateway.Door
 	peerTLS                *certs.Set // for dialling too, whether there is a certificate or not
+	clientTLS              *certs.Set // nil without a client URL of TLS
 }
 
 // openDoors listens first, so that nothing was touched when an address is taken, and then reads the certificates, or makes
@@ -90,6 +93,7 @@ func (d *doors) secure(c *config.Config, log *slog.Logger, peers []gateway.Door)
 		if err != nil {
 			return fmt.Errorf("client certificates: %w", err)
 		}
+		d.clientTLS = set
 		give(d.clients, c.ListenClientURLs, set)
 		give(d.http, c.ListenClientHTTPURLs, set)
 	}
@@ -148,8 +152,19 @@ func newSet(c *config.Config, log *slog.Logger, kind string, t *config.TLS, list
 	return certs.New(o)
 }
 
+// clientConfig is for talking to members as one of their clients: with what this member shows and trusts itself.
+func (d *doors) clientConfig() *tls.Config {
+	if d.clientTLS == nil {
+		return nil
+	}
+	return d.clientTLS.ClientConfig()
+}
+
 // dialPeer connects to a member at one of its peer URLs.
 func (d *doors) dialPeer(ctx context.Context, peerURL string) (net.Conn, error) {
+	if !strings.Contains(peerURL, ":/") {
+		peerURL = "http://" + peerURL
+	}
 	u, err := url.Parse(peerURL)
 	if err != nil {
 		return nil, fmt.Errorf("the peer URL %q: %w", peerURL, err)

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
@@ -44,7 +43,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		doors.close()
 		return nil, fmt.Errorf("--auth-token: %w", err)
 	}
-	m := metrics.New(metrics.Identity{Version: version.Version, ClusterVersion: majorMinor(version.Version), Product: Version})
+	m := metrics.New(metrics.Identity{Version: version.Version, Product: Version})
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
 	options, err := memberOptions(c, log, m, doors)
 	if err != nil {
@@ -139,6 +138,14 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 			return o, fmt.Errorf("--wal-dir=%s: %w", c.WALDir, err)
 		}
 	}
+	o.StrictReconfig, o.MaxLearners, o.ForceNewCluster = c.StrictReconfigCheck, uint64(c.MaxLearners), c.ForceNewCluster
+	o.APIVersion, o.DowngradeCheck = version.Version, c.DowngradeCheckTime
+	switch {
+	case len(c.Join) > 0:
+		o.Join, o.Promote = joinEndpoints(c, log, doors), true
+	case c.InitialClusterState == "existing":
+		o.Join = joinExisting(c, log, doors)
+	}
 	for _, f := range c.InitialCluster {
 		o.Founders = append(o.Founders, server.Founder{Name: f.Name, PeerURLs: f.PeerURLs})
 	}
@@ -146,16 +153,10 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 	o.Transport = func(tc server.TransportConfig) (server.Transport, error) {
 		self = fmt.Sprintf("%x", tc.MemberID)
 		return transport.New(transport.Config{
-			ClusterID: tc.ClusterID, ID: tc.MemberID, Version: Version, Peers: tc.Peers, Listeners: doors.peers, Dial: doors.dialPeer,
+			ClusterID: tc.ClusterID, ID: tc.MemberID, Version: Version, Peers: tc.Peers, Listeners: doors.peers, Dial: doors.dialPeer, Addrs: o.PeerURLs,
 			FS: tc.FS, Incoming: tc.Incoming, Logger: log, Observer: observeTransport(m, self),
 		})
 	}
 	o.Observer = observeMember(m, log, c.WarningApplyDuration)
 	return o, nil
-}
-
-// majorMinor is 3.7 of 3.7.3.
-func majorMinor(v string) string {
-	parts := strings.SplitN(v, ".", 3)
-	return parts[0] + "." + parts[1]
 }

@@ -30,7 +30,7 @@ type served struct {
 func serve(t testing.TB, o rpc.Options, w watch.Options) *served {
 	t.Helper()
 	b := rpctest.New(t, w)
-	m := metrics.New(metrics.Identity{Version: "3.7.3", ClusterVersion: "3.7", Product: "test"})
+	m := metrics.New(metrics.Identity{Version: "3.7.3", Product: "test"})
 	o.Backend, o.Metrics, o.Logger = b, m, slog.New(slog.DiscardHandler)
 	s := rpc.New(o)
 	gs := rpc.NewServer(s, rpc.ServerOptions{})

@@ -55,12 +55,12 @@ func (t *Transport) serveConn(conn net.Conn) {
 		// The Opener has told the log.
 		if conn != nil {
 			_ = conn.SetDeadline(time.Now().Add(t.c.HandshakeTimeout))
-			_, _ = conn.Write(encodeVerdict(printable(err.Error()), t.c.Version))
+			_, _ = conn.Write(encodeVerdict(verdictRefused, printable(err.Error())))
 		}
 		<-t.handshakes
 		return
 	}
-	h, err := t.c.welcome(conn, func(id uint64) bool { return t.peer(id) != nil })
+	h, err := t.c.welcome(conn, t.verdictOn)
 	<-t.handshakes
 	if err != nil {
 		if !errors.Is(err, io.EOF) && t.ctx.Err() == nil {
@@ -69,6 +69,10 @@ func (t *Transport) serveConn(conn net.Conn) {
 		return
 	}
 	in := &inConn{t: t, from: h.from, conn: conn}
+	if h.stream == streamAsk {
+		in.serveAsk()
+		return
+	}
 	if h.stream == streamSnapshot {
 		in.receiveSnapshot()
 		return

@@ -198,8 +198,11 @@ func (s *stream) run() {
 		conn, version, err := s.p.t.connect(s.p.ctx, s.p, s.kind)
 		if err != nil {
 			s.p.unconnected(err)
-			if _, refused := errors.AsType[*RefusedError](err); refused {
+			if e, refused := errors.AsType[*RefusedError](err); refused {
 				backoff = last
+				if e.Removed {
+					s.p.t.h.Removed(s.p.id)
+				}
 			}
 			if !sleep(s.p.ctx, backoff) {
 				return
@@ -250,7 +253,7 @@ func (t *Transport) dial(ctx context.Context, addr string, to uint64, kind byte)
 		return nil, "", err
 	}
 	t.exchange(conn, open)
-	version, err := t.c.greet(open, to, kind)
+	version, err := t.c.greet(open, to, kind, t.ownAddrs())
 	if err != nil {
 		t.release(open)
 		return nil, "", err
