@@ -57,7 +57,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	n.services = rpc.New(rpc.Options{
 		Backend: n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
-		ElectionTimeout: c.ElectionTimeout,
+		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration,
 	})
 	n.front, err = gateway.Start(gateway.Options{
 		Services: n.services, Backend: n.member, Metrics: m, Logger: log,

@@ -107,7 +107,7 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			f = missing(desc.ServiceName, m.MethodName)
 		}
 		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
+		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler("/"+desc.ServiceName+"/"+m.MethodName, call, f)})
 	}
 	for _, m := range desc.Streams {
 		f := streams[m.StreamName]
@@ -166,40 +166,44 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 	}, map[string]streamMethod{"Observe": s.serveObserve})
 }
 
-// unaryMethod decodes a request, says whether a learner takes it, and answers it.
-type unaryMethod func(ctx context.Context, admit func(learnerMay bool) error, decode func(any) error) (any, error)
+// unaryMethod decodes a request, says whether a learner takes it, and answers it. It returns the request too, or nil.
+type unaryMethod func(ctx context.Context, admit func(learnerMay bool) error, decode func(any) error) (request, answer any, err error)
 
 func unary[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) unaryMethod {
 	return unaryIf(func(*Req) bool { return false }, f)
 }
 
 func unaryIf[Req, Resp any](learnerMay func(*Req) bool, f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return func(ctx context.Context, admit func(bool) error, decode func(any) error) (any, error) {
+	return func(ctx context.Context, admit func(bool) error, decode func(any) error) (any, any, error) {
 		r := new(Req)
 		if err := decode(r); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := admit(learnerMay(r)); err != nil {
-			return nil, err
+			return r, nil, err
 		}
 		out, err := f(ctx, r)
 		if err != nil {
-			return nil, err // not out, which would be a typed nil
+			return r, nil, err // not out, which would be a typed nil
 		}
-		return out, nil
+		return r, out, nil
 	}
 }
 
-func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHandler {
+func (s *Services) unaryHandler(method string, call *metrics.Call, f unaryMethod) grpc.MethodHandler {
 	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		begin := time.Now()
 		call.Started.Inc()
-		out, err := f(ctx, func(learnerMay bool) error {
+		req, out, err := f(ctx, func(learnerMay bool) error {
 			call.Received.Inc()
 			call.Sent.Inc() // as etcd counts: an error is an answer too
 			return s.Admit(Unary, callerOf(ctx), learnerMay)
 		}, decode)
-		call.Handled(status.Code(err), time.Since(begin))
+		took := time.Since(begin)
+		call.Handled(status.Code(err), took)
+		if took > s.o.WarnSlow || s.debug {
+			s.logCall(ctx, method, begin, took, req, out)
+		}
 		return out, err
 	}
 }
@@ -306,11 +310,11 @@ func (w watchStream) Send(a *Answer) error {
 
 func missing(service, method string) unaryMethod {
 	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
-	return func(_ context.Context, admit func(bool) error, _ func(any) error) (any, error) {
+	return func(_ context.Context, admit func(bool) error, _ func(any) error) (any, any, error) {
 		if err := admit(false); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return nil, unimplemented(name)
+		return nil, nil, unimplemented(name)
 	}
 }
 
