@@ -16,10 +16,12 @@ import (
 	"go.etcd.io/etcd/api/v3/version"
 
 	"github.com/trivet-kv/trivet/internal/config"
+	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/gateway"
 	"github.com/trivet-kv/trivet/internal/metrics"
 	"github.com/trivet-kv/trivet/internal/rpc"
 	"github.com/trivet-kv/trivet/internal/server"
+	"github.com/trivet-kv/trivet/internal/token"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
 
@@ -40,6 +42,11 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	if err != nil {
 		return nil, err
 	}
+	tokens, err := token.New(token.Options{Spec: c.AuthToken, TTL: time.Duration(c.AuthTokenTTL) * time.Second})
+	if err != nil {
+		doors.close()
+		return nil, fmt.Errorf("--auth-token: %w", err)
+	}
 	m := metrics.New(metrics.Identity{Version: version.Version, ClusterVersion: majorMinor(version.Version), Product: Version})
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
 	options, err := memberOptions(c, log, m, doors.peers)
@@ -48,6 +55,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		return nil, err
 	}
 	options.Fatal = fatal
+	options.OnToken = func(t fsm.Token) { tokens.Made(t.Token, t.Who) }
 	n.member, err = server.Start(options)
 	if err != nil {
 		doors.close()
@@ -58,6 +66,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		Backend: n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
 		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration,
+		Tokens: tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
 	})
 	n.front, err = gateway.Start(gateway.Options{
 		Services: n.services, Backend: n.member, Metrics: m, Logger: log,
@@ -67,6 +76,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		},
 		Clients: doors.clients, HTTP: doors.http, Monitor: doors.monitor,
 		NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
+		CORS: c.CORS, HostWhitelist: c.HostWhitelist,
 		CheckTimeout: 5*time.Second + 2*c.ElectionTimeout,
 	})
 	if err != nil {

@@ -37,6 +37,11 @@ type Config struct {
 	InitialClusterState string          // "new" or "existing"
 	InitialClusterToken string
 
+	// How the founding members are found instead of by InitialCluster, which holds this member alone then. At most one of the two is set.
+	Discovery        Discovery
+	DiscoverySRV     string // DNS domain
+	DiscoverySRVName string // suffix of the service name
+
 	Heartbeat       time.Duration
 	ElectionTimeout time.Duration // at least five heartbeats
 
@@ -57,6 +62,13 @@ type Config struct {
 
 	EnableGRPCGateway bool // false: no JSON under /v3
 	EnablePprof       bool // /debug/pprof on the client URLs
+
+	AuthToken    string // the kind of tokens and its options, as given; package token reads it
+	BcryptCost   uint   // one that bcrypt does not have means its default, 10
+	AuthTokenTTL uint   // seconds that a simple token lives unused; 0: 300
+
+	CORS          []string // origins that browsers may call from; a star: all
+	HostWhitelist []string // host names that plain HTTP requests may carry; a star: all
 
 	LogLevel   slog.Level
 	LogFormat  string   // "json" or "console"
@@ -84,6 +96,22 @@ type LogRotation struct {
 	MaxBackups int  `json:"maxbackups"` // files; 0: no bound
 	LocalTime  bool `json:"localtime"`  // in the names of full files; false: UTC
 	Compress   bool `json:"compress"`
+}
+
+// Discovery says where the founding members meet: a cluster that speaks etcd's API. It is used if there are Endpoints.
+type Discovery struct {
+	Token              string
+	Endpoints          []string
+	DialTimeout        time.Duration
+	RequestTimeout     time.Duration
+	KeepAliveTime      time.Duration
+	KeepAliveTimeout   time.Duration
+	InsecureTransport  bool
+	InsecureSkipVerify bool
+	CertFile           string
+	KeyFile            string
+	CAFile             string
+	User, Password     string // secret
 }
 
 // InitialMember is one member that founds the cluster.

@@ -340,6 +340,12 @@ func TestBootstrap(t *testing.T) {
 
 func TestBadInput(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
+		{"--cors=here", `--cors=here: "here" is not an origin; write it as http://HOST:PORT, or * for all`},
+		{"--discovery-token=x", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
+		{"--discovery-endpoints=127.0.0.1:1", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1,,", "an endpoint is empty; write HOST:PORT,HOST:PORT"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-srv=a.example", "exclude one another; give one of them"},
+		{"--discovery-srv=a.example --initial-cluster=default=http://127.0.0.1:1", "exclude one another; give one of them"},
 		{"--data-dr=x", "--data-dr is not a flag; did you mean --data-dir?"},
 		{"--zzzzzzzz", "--zzzzzzzz is not a flag; trivet help server lists them"},
 		{"start", `"start" is not a flag; flags begin with --, and trivet help server lists them`},

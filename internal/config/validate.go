@@ -45,6 +45,10 @@ func (c *Config) complete(given map[string]setting, fromFile bool) error {
 			}
 		}
 	}
+	if discovers, err := c.checkDiscovery(ok); discovers || err != nil {
+		c.InitialCluster = []InitialMember{{Name: c.Name, PeerURLs: Strings(c.AdvertisePeerURLs)}} // until the others are found
+		return err
+	}
 	var err error
 	if c.InitialCluster, err = parseInitialCluster(cluster.value); err != nil {
 		return fmt.Errorf("%s: %w", cluster.shown, err)
@@ -132,6 +136,11 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 		}
 		if s, ok := given[f.name]; ok && !slices.Contains(f.known, s.value) {
 			return fmt.Errorf("%s: not known; write %s", s.shown, strings.Join(f.known, " or "))
+		}
+	}
+	for _, o := range c.CORS {
+		if u, err := url.Parse(o); o != "*" && o != "" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
+			return fmt.Errorf("%s: %q is not an origin; write it as http://HOST:PORT, or * for all", at("cors"), o)
 		}
 	}
 	c.LogLevel = logLevels[given["log-level"].value]

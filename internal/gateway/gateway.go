@@ -42,6 +42,9 @@ type Options struct {
 	NoJSON bool // --enable-grpc-gateway=false
 	Pprof  bool // --enable-pprof
 
+	CORS          []string // origins that browsers may call from; empty, or with a star: all
+	HostWhitelist []string // names that plain HTTP requests may carry; empty, or with a star: all
+
 	// SilentTimeout is how long a connection may wait before it shows its protocol, and a request of HTTP/1 before its
 	// header is whole. 0: 30 s.
 	SilentTimeout time.Duration
@@ -59,6 +62,8 @@ type Server struct {
 	conn      *grpc.ClientConn
 	splitters []*splitter
 
+	life   context.Context // ends when websockets must
+	end    context.CancelFunc
 	done   sync.WaitGroup
 	failed chan error
 }
@@ -75,6 +80,7 @@ func Start(o Options) (*Server, error) {
 		o.CheckTimeout = 7 * time.Second
 	}
 	s := &Server{o: o, grpc: rpc.NewServer(o.Services, o.GRPC), failed: make(chan error, 1)}
+	s.life, s.end = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	s.pages(mux)
 	mux.HandleFunc("/version", serveVersion)
@@ -87,9 +93,9 @@ func Start(o Options) (*Server, error) {
 		if err != nil {
 			return nil, err
 		}
-		mux.Handle("/v3/", h)
+		mux.Handle("/v3/", s.websockets(h))
 	}
-	s.http = s.httpServer(frontPage(mux))
+	s.http = s.httpServer(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux})
 	monitor := http.NewServeMux()
 	s.pages(monitor)
 	s.monitor = s.httpServer(monitor)
@@ -219,6 +225,7 @@ func (s *Server) Stop(ctx context.Context) {
 	}
 	s.grpc.Stop()
 	<-ended
+	s.end()
 	if s.conn != nil {
 		_ = s.conn.Close()
 	}

@@ -238,9 +238,7 @@ func TestCallsThatComeLater(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, err := pb.NewAuthClient(conn).UserAdd(within(t), &pb.AuthUserAddRequest{})
-	later("Auth.UserAdd", err)
-	_, err = pb.NewClusterClient(conn).MemberAdd(within(t), &pb.MemberAddRequest{})
+	_, err := pb.NewClusterClient(conn).MemberAdd(within(t), &pb.MemberAddRequest{})
 	later("Cluster.MemberAdd", err)
 	_, err = pb.NewMaintenanceClient(conn).Alarm(within(t), &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE})
 	later("Maintenance.Alarm ACTIVATE", err)

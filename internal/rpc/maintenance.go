@@ -51,6 +51,9 @@ func (s *Services) alarms() []*pb.AlarmMember {
 // Alarm answers Maintenance.Alarm: the list of alarms, of one kind or all. As in etcd, whose list goes through the log, it
 // is never a stale one. Nothing raises or clears an alarm by hand yet.
 func (s *Services) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if err := s.pass(ctx, alarmGate(r)); err != nil {
+		return nil, err
+	}
 	if r.Action != pb.AlarmRequest_GET {
 		return nil, unimplemented("Maintenance.Alarm " + r.Action.String())
 	}

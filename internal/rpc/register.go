@@ -107,7 +107,8 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			f = missing(desc.ServiceName, m.MethodName)
 		}
 		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler("/"+desc.ServiceName+"/"+m.MethodName, call, f)})
+		h := s.unaryHandler("/"+desc.ServiceName+"/"+m.MethodName, call, gateOf(desc.ServiceName, m.MethodName), f)
+		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: h})
 	}
 	for _, m := range desc.Streams {
 		f := streams[m.StreamName]
@@ -119,10 +120,20 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			kind = "bidi_stream"
 		}
 		call := s.m.Call(kind, desc.ServiceName, m.StreamName)
-		m.Handler = s.streamHandler(call, f)
+		m.Handler = s.streamHandler(call, gateOf(desc.ServiceName, m.StreamName), f)
 		out.Streams = append(out.Streams, m)
 	}
 	gs.RegisterService(&out, s)
+}
+
+// gateOf panics for a method that nobody has decided about, which the start of every server does then.
+func gateOf(service, method string) gate {
+	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
+	g, ok := gates[name]
+	if !ok {
+		panic("rpc: who may call " + name + "? It needs a line in gates")
+	}
+	return g
 }
 
 // Register adds etcd's services to a grpc server whose codec is Codec.
@@ -154,8 +165,13 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		"MoveLeader": unary(s.MoveLeader),
 	}, nil)
 	add(pb.Auth_ServiceDesc, map[string]unaryMethod{
-		"AuthStatus":   unary(s.AuthStatus),
-		"Authenticate": unary(s.Authenticate),
+		"AuthEnable": unary(s.AuthEnable), "AuthDisable": unary(s.AuthDisable),
+		"AuthStatus": unary(s.AuthStatus), "Authenticate": unary(s.Authenticate),
+		"UserAdd": unary(s.UserAdd), "UserGet": unary(s.UserGet), "UserList": unary(s.UserList), "UserDelete": unary(s.UserDelete),
+		"UserChangePassword": unary(s.UserChangePassword), "UserGrantRole": unary(s.UserGrantRole),
+		"UserRevokeRole": unary(s.UserRevokeRole),
+		"RoleAdd":        unary(s.RoleAdd), "RoleGet": unary(s.RoleGet), "RoleList": unary(s.RoleList), "RoleDelete": unary(s.RoleDelete),
+		"RoleGrantPermission": unary(s.RoleGrantPermission), "RoleRevokePermission": unary(s.RoleRevokePermission),
 	}, nil)
 	add(v3lockpb.Lock_ServiceDesc, map[string]unaryMethod{"Lock": unary(s.Lock), "Unlock": unary(s.Unlock)}, nil)
 	add(v3electionpb.Election_ServiceDesc, map[string]unaryMethod{
@@ -190,14 +206,17 @@ func unaryIf[Req, Resp any](learnerMay func(*Req) bool, f func(context.Context, 
 	}
 }
 
-func (s *Services) unaryHandler(method string, call *metrics.Call, f unaryMethod) grpc.MethodHandler {
+func (s *Services) unaryHandler(method string, call *metrics.Call, g gate, f unaryMethod) grpc.MethodHandler {
 	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		begin := time.Now()
 		call.Started.Inc()
 		req, out, err := f(ctx, func(learnerMay bool) error {
 			call.Received.Inc()
 			call.Sent.Inc() // as etcd counts: an error is an answer too
-			return s.Admit(Unary, callerOf(ctx), learnerMay)
+			if err := s.Admit(Unary, callerOf(ctx), learnerMay); err != nil {
+				return err
+			}
+			return s.pass(ctx, g)
 		}, decode)
 		took := time.Since(begin)
 		call.Handled(status.Code(err), took)
@@ -211,12 +230,15 @@ func (s *Services) unaryHandler(method string, call *metrics.Call, f unaryMethod
 // streamMethod serves one stream. ctx is of StreamContext.
 type streamMethod func(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error
 
-func (s *Services) streamHandler(call *metrics.Call, f streamMethod) grpc.StreamHandler {
+func (s *Services) streamHandler(call *metrics.Call, g gate, f streamMethod) grpc.StreamHandler {
 	return func(_ any, stream grpc.ServerStream) error {
 		begin := time.Now()
 		call.Started.Inc()
 		caller := callerOf(stream.Context())
 		err := s.Admit(Stream, caller, false)
+		if err == nil {
+			err = s.pass(stream.Context(), g)
+		}
 		if err == nil {
 			ctx, cancel := s.StreamContext(stream.Context(), caller)
 			err = f(ctx, stream, call)

@@ -47,6 +47,9 @@ type Options struct {
 	// WatchProgress is how often a watcher that asked for it hears of the revision while nothing happens; 0: 10 minutes.
 	WatchProgress time.Duration
 
+	// OnToken is told of each simple token that the log makes; nil: nobody is. It must return at once.
+	OnToken func(fsm.Token)
+
 	// Origin is a random number, another one at each start.
 	Origin uint64
 

@@ -43,8 +43,9 @@ type Member struct {
 	jobs      *leader.Jobs
 	compactor *compactor.Driver
 
-	leadership leadership
-	failed     chan error // gives the first error after which the member cannot go on
+	leadership  leadership
+	authChanged broadcast
+	failed      chan error // gives the first error after which the member cannot go on
 
 	stopOnce sync.Once
 	life     context.Context // ends when the member stops
@@ -159,9 +160,12 @@ func (m *Member) startListeners() {
 		Leases:    m.leasesChanged,
 		Compacted: m.compactor.Done,
 		Applied:   m.options.Observer.Applied,
+		Tokens:    m.options.OnToken,
+		Auth:      m.authChanged.tell,
 		Replaced: func(s *fsm.State) {
 			m.hub.Reset(s.Store)
 			m.compactor.Reset(s.Store)
+			m.authChanged.tell()
 		},
 	}
 }
