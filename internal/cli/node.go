@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -47,7 +46,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		doors.close()
 		return nil, fmt.Errorf("--auth-token: %w", err)
 	}
-	m := metrics.New(metrics.Identity{Version: version.Version, ClusterVersion: majorMinor(version.Version), Product: Version})
+	m := metrics.New(metrics.Identity{Version: version.Version, Product: Version})
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
 	options, err := memberOptions(c, log, m, doors.peers)
 	if err != nil {
@@ -142,6 +141,14 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers
 			return o, fmt.Errorf("--wal-dir=%s: %w", c.WALDir, err)
 		}
 	}
+	o.StrictReconfig, o.MaxLearners, o.ForceNewCluster = c.StrictReconfigCheck, uint64(c.MaxLearners), c.ForceNewCluster
+	o.APIVersion, o.DowngradeCheck = version.Version, c.DowngradeCheckTime
+	switch {
+	case len(c.Join) > 0:
+		o.Join, o.Promote = joinEndpoints(c, log), true
+	case c.InitialClusterState == "existing":
+		o.Join = joinExisting(c, log)
+	}
 	for _, f := range c.InitialCluster {
 		o.Founders = append(o.Founders, server.Founder{Name: f.Name, PeerURLs: f.PeerURLs})
 	}
@@ -150,18 +157,13 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers
 		self = fmt.Sprintf("%x", tc.MemberID)
 		addrs := map[uint64][]string{}
 		for id, urls := range tc.Peers {
-			for _, text := range urls {
-				u, err := url.Parse(text)
-				if err != nil {
-					return nil, fmt.Errorf("peer URL %q of member %x: %w", text, id, err)
-				}
-				addrs[id] = append(addrs[id], u.Host)
-			}
+			addrs[id] = addresses(urls)
 		}
-		return transport.New(transport.Config{
-			ClusterID: tc.ClusterID, ID: tc.MemberID, Version: Version, Peers: addrs, Listeners: peers,
+		t, err := transport.New(transport.Config{
+			ClusterID: tc.ClusterID, ID: tc.MemberID, Version: Version, Peers: addrs, Listeners: peers, Addrs: addresses(o.PeerURLs),
 			FS: tc.FS, Incoming: tc.Incoming, Logger: log, Observer: observeTransport(m, self),
 		})
+		return network{t}, err
 	}
 	o.Observer = observeMember(m, log, c.WarningApplyDuration)
 	return o, nil
@@ -213,8 +215,19 @@ func (d *doors) close() {
 	}
 }
 
-// majorMinor is 3.7 of 3.7.3.
-func majorMinor(v string) string {
-	parts := strings.SplitN(v, ".", 3)
-	return parts[0] + "." + parts[1]
+// network is a transport that is told of peers by their URLs.
+type network struct{ *transport.Transport }
+
+// SetPeer implements server.Transport.
+func (n network) SetPeer(id uint64, peerURLs []string) { n.Transport.SetPeer(id, addresses(peerURLs)) }
+
+// addresses are what to dial for peer URLs. One that is none is left out: nobody can be reached there.
+func addresses(urls []string) []string {
+	var addrs []string
+	for _, text := range urls {
+		if u, err := url.Parse(text); err == nil && u.Host != "" {
+			addrs = append(addrs, u.Host)
+		}
+	}
+	return addrs
 }

@@ -36,6 +36,11 @@ type Config struct {
 	InitialCluster      []InitialMember // sorted by name; checked by CheckBootstrap, not by Load
 	InitialClusterState string          // "new" or "existing"
 	InitialClusterToken string
+	Join                []string // endpoints of a running cluster, as they were written; empty: none
+	StrictReconfigCheck bool
+	MaxLearners         uint
+	ForceNewCluster     bool
+	DowngradeCheckTime  time.Duration
 
 	// How the founding members are found instead of by InitialCluster, which holds this member alone then. At most one of the two is set.
 	Discovery        Discovery

@@ -54,7 +54,6 @@ const (
 	noTLS       = "TLS: member and clients talk plain http"
 	noTracing   = "tracing"
 	noBbolt     = "it tunes bbolt; state lives in an LSM engine here"
-	noChange    = "changing the members of a running cluster"
 	onlyTracing = "it is read with --enable-distributed-tracing only, which comes later"
 	wasRemoved  = "etcd itself ignores it"
 	ctsec       = "client-transport-security."
@@ -134,8 +133,10 @@ var table = []Flag{
 		Help: "The founding members as NAME=URL,NAME=URL; a member with several URLs is listed once for each."},
 	{Name: "initial-cluster-state", Kind: String, Default: "new", Section: clustering,
 		Help: "'new' to found a cluster, 'existing' to join one; ignored once there is data.",
-		Why:  "'existing' is refused on an empty data directory until members can be added to a running cluster",
 		bind: func(c *Config) any { return &c.InitialClusterState }},
+	{Name: "join", Kind: List, Section: clustering,
+		Help: "Endpoints of a running cluster, peer or client URLs, that a member without data joins; Trivet's own. No --initial-cluster is needed.",
+		bind: func(c *Config) any { return &c.Join }},
 	{Name: "initial-cluster-token", Kind: String, Default: "etcd-cluster", Section: clustering,
 		Help: "A name that keeps clusters apart; part of all ids.",
 		bind: func(c *Config) any { return &c.InitialClusterToken }},
@@ -173,7 +174,8 @@ var table = []Flag{
 		bind: func(c *Config) any { return &c.DiscoverySRV }},
 	{Name: "discovery-srv-name", Kind: String, Section: clustering, Help: "Suffix of the SRV service name.",
 		bind: func(c *Config) any { return &c.DiscoverySRVName }},
-	{Name: "strict-reconfig-check", Kind: Bool, Default: "true", Section: clustering, Support: Later, Help: "Refuse member changes that would lose the quorum.", Why: noChange},
+	{Name: "strict-reconfig-check", Kind: Bool, Default: "true", Section: clustering, Help: "Refuse changes of the members that would leave the cluster without a majority that runs.",
+		bind: func(c *Config) any { return &c.StrictReconfigCheck }},
 	{Name: "pre-vote", Kind: Bool, Default: "true", Section: clustering, Support: Meaningless, Help: "Ask before standing for election.",
 		Why: "pre-vote is always on; failover without waiting stands on it"},
 	{Name: "auto-compaction-retention", Kind: String, Default: "0", Section: clustering, Support: Later, Help: "History to keep when compacting by itself; 0: do not.",
@@ -263,13 +265,15 @@ var table = []Flag{
 		bind: func(c *Config) any { return &c.WarningApplyDuration }},
 	{Name: "bootstrap-defrag-threshold-megabytes", Kind: Uint, Default: "0", Section: features, Support: Meaningless, Help: "Defragment at the start if this much comes free.",
 		Why: "there is nothing to defragment"},
-	{Name: "max-learners", Kind: Int, Default: "1", Section: features, Support: Later, Help: "Learners that a cluster may have.", Why: noChange},
-	{Name: "downgrade-check-time", Kind: Duration, Default: "5s", Section: features, Support: Meaningless, Help: "Time between checks of a downgrade.",
-		Why: "there is no earlier version to go back to"},
+	{Name: "max-learners", Kind: Uint, Default: "1", Section: features, Help: "Learners that a cluster may have.",
+		bind: func(c *Config) any { return &c.MaxLearners }},
+	{Name: "downgrade-check-time", Kind: Duration, Default: "5s", Section: features, Help: "Time between checks whether a downgrade is done; 0: none.",
+		bind: func(c *Config) any { return &c.DowngradeCheckTime }},
 	{Name: "snapshot-catchup-entries", Kind: Uint64, Default: "5000", Section: features, Help: "Log entries kept for followers that were away.",
 		bind: func(c *Config) any { return &c.SnapshotCatchupEntries }},
 
-	{Name: "force-new-cluster", Kind: Bool, Default: "false", Section: unsafe, Support: Later, Help: "Make a cluster of this member alone.", Why: "making a cluster out of one member's data"},
+	{Name: "force-new-cluster", Kind: Bool, Default: "false", Section: unsafe, Help: "Make a new cluster of this member alone out of its data, and forget all others.",
+		bind: func(c *Config) any { return &c.ForceNewCluster }},
 	{Name: "unsafe-no-fsync", Kind: Bool, Default: "false", Section: unsafe, Help: "Never wait for the disk: a crash of the machine loses what was acknowledged.",
 		bind: func(c *Config) any { return &c.UnsafeNoFsync }},
 

@@ -21,6 +21,7 @@ func (c *Config) complete(given map[string]setting, fromFile bool) error {
 	if c.Name == "" || strings.ContainsAny(c.Name, ",=") {
 		return fmt.Errorf("%s: a member needs a name without commas and equal signs; give it the one it has in --initial-cluster", given["name"].shown)
 	}
+	c.Join = slices.DeleteFunc(c.Join, func(e string) bool { return e == "" })
 	if c.DataDir == "" {
 		c.DataDir = c.Name + ".etcd"
 	}

@@ -83,7 +83,7 @@ func Start(o Options) (*Server, error) {
 	s.life, s.end = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	s.pages(mux)
-	mux.HandleFunc("/version", serveVersion)
+	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { serveVersion(o.Backend, w, r) })
 	mux.HandleFunc("/debug/vars", serveVars)
 	if o.Pprof {
 		registerPprof(mux)

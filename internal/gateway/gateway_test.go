@@ -37,7 +37,7 @@ type member struct {
 func start(t testing.TB, change func(*gateway.Options)) *member {
 	t.Helper()
 	b := rpctest.New(t, watch.Options{})
-	m := metrics.New(metrics.Identity{Version: "3.7.3", ClusterVersion: "3.7", Product: "test"})
+	m := metrics.New(metrics.Identity{Version: "3.7.3", Product: "test"})
 	s := rpc.New(rpc.Options{Backend: b, Metrics: m, Logger: slog.New(slog.DiscardHandler)})
 	l := listen(t)
 	o := gateway.Options{

@@ -15,7 +15,7 @@ engine: kv                              # keys.go knows revisions and leases
 mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
 auth: engine kv                         # users and roles: state only; meets the others in fsm
-member: engine                          # state only; meets mvcc and lease in fsm
+member: engine kv                          # state only; meets mvcc and lease in fsm
 token: auth kv                          # tokens and passwords: who a client is, not what it may do
 fsm: auth command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
@@ -59,6 +59,8 @@ github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that e
 golang.org/x/crypto/bcrypt: internal/token # hashes of passwords, as etcd's
 sigs.k8s.io/yaml: internal/config # the configuration file
 github.com/anishathalye/porcupine: internal/sim # linearizability
+github.com/coreos/go-semver: internal/rpc internal/leader # versions as etcd reads them
+go.etcd.io/etcd/client/pkg/v3: internal/rpc internal/cli # peer URLs as etcd reads them; what etcd's own gateway is made of
 github.com/coreos/go-systemd/v22: internal/cli # Type=notify, and the journal
 gopkg.in/natefinch/lumberjack.v2: internal/cli # rotates log files, with etcd's settings
 `

@@ -104,9 +104,8 @@ type Metrics struct {
 
 // Identity is what a member says of itself in metrics that only carry labels.
 type Identity struct {
-	Version        string // of the API that is served, X.Y.Z
-	ClusterVersion string // X.Y
-	Product        string // our own version
+	Version string // of the API that is served, X.Y.Z
+	Product string // our own version
 }
 
 // New makes the list in a registry of its own, with Go's and the process's collectors in it.
@@ -130,7 +129,6 @@ func New(id Identity) *Metrics {
 	}
 	m.label("etcd_server_version", "The version of etcd whose API is served.", "server_version", id.Version)
 	m.label("etcd_server_go_version", "The version of Go that built the server.", "server_go_version", runtime.Version())
-	m.label("etcd_cluster_version", "The version that the whole cluster serves.", "cluster_version", id.ClusterVersion)
 	m.label("trivet_version", "The version of Trivet.", "version", id.Product)
 	return m
 }

@@ -142,7 +142,7 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		s.add(gs, desc, unaries, streams)
 	}
 	add(pb.KV_ServiceDesc, map[string]unaryMethod{
-		"Range":       unaryIf(func(r *pb.RangeRequest) bool { return r.Serializable }, s.Range),
+		"Range":       unary(s.Range),
 		"Put":         unary(s.Put),
 		"DeleteRange": unary(s.DeleteRange),
 		"Txn":         unary(s.Txn),
@@ -155,14 +155,21 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		"LeaseTimeToLive": unary(s.LeaseTimeToLive),
 		"LeaseLeases":     unary(s.LeaseLeases),
 	}, map[string]streamMethod{"LeaseKeepAlive": s.serveKeepAlive})
-	add(pb.Cluster_ServiceDesc, map[string]unaryMethod{"MemberList": unary(s.MemberList)}, nil)
+	add(pb.Cluster_ServiceDesc, map[string]unaryMethod{
+		"MemberList":    unary(s.MemberList),
+		"MemberAdd":     unary(s.MemberAdd),
+		"MemberRemove":  unary(s.MemberRemove),
+		"MemberUpdate":  unary(s.MemberUpdate),
+		"MemberPromote": unary(s.MemberPromote),
+	}, nil)
 	add(pb.Maintenance_ServiceDesc, map[string]unaryMethod{
 		"Alarm":      unary(s.Alarm),
-		"Status":     unaryIf(func(*pb.StatusRequest) bool { return true }, s.Status),
+		"Status":     unary(s.Status),
 		"Defragment": unary(s.Defragment),
 		"Hash":       unary(s.Hash),
 		"HashKV":     unary(s.HashKV),
 		"MoveLeader": unary(s.MoveLeader),
+		"Downgrade":  unary(s.Downgrade),
 	}, nil)
 	add(pb.Auth_ServiceDesc, map[string]unaryMethod{
 		"AuthEnable": unary(s.AuthEnable), "AuthDisable": unary(s.AuthDisable),
@@ -182,20 +189,16 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 	}, map[string]streamMethod{"Observe": s.serveObserve})
 }
 
-// unaryMethod decodes a request, says whether a learner takes it, and answers it. It returns the request too, or nil.
-type unaryMethod func(ctx context.Context, admit func(learnerMay bool) error, decode func(any) error) (request, answer any, err error)
+// unaryMethod decodes a request and answers it. It returns the request too, or nil.
+type unaryMethod func(ctx context.Context, admit func() error, decode func(any) error) (request, answer any, err error)
 
 func unary[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return unaryIf(func(*Req) bool { return false }, f)
-}
-
-func unaryIf[Req, Resp any](learnerMay func(*Req) bool, f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return func(ctx context.Context, admit func(bool) error, decode func(any) error) (any, any, error) {
+	return func(ctx context.Context, admit func() error, decode func(any) error) (any, any, error) {
 		r := new(Req)
 		if err := decode(r); err != nil {
 			return nil, nil, err
 		}
-		if err := admit(learnerMay(r)); err != nil {
+		if err := admit(); err != nil {
 			return r, nil, err
 		}
 		out, err := f(ctx, r)
@@ -210,10 +213,10 @@ func (s *Services) unaryHandler(method string, call *metrics.Call, g gate, f una
 	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		begin := time.Now()
 		call.Started.Inc()
-		req, out, err := f(ctx, func(learnerMay bool) error {
+		req, out, err := f(ctx, func() error {
 			call.Received.Inc()
 			call.Sent.Inc() // as etcd counts: an error is an answer too
-			if err := s.Admit(Unary, callerOf(ctx), learnerMay); err != nil {
+			if err := s.Admit(Unary, callerOf(ctx)); err != nil {
 				return err
 			}
 			return s.pass(ctx, g)
@@ -235,7 +238,7 @@ func (s *Services) streamHandler(call *metrics.Call, g gate, f streamMethod) grp
 		begin := time.Now()
 		call.Started.Inc()
 		caller := callerOf(stream.Context())
-		err := s.Admit(Stream, caller, false)
+		err := s.Admit(Stream, caller)
 		if err == nil {
 			err = s.pass(stream.Context(), g)
 		}
@@ -332,8 +335,8 @@ func (w watchStream) Send(a *Answer) error {
 
 func missing(service, method string) unaryMethod {
 	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
-	return func(_ context.Context, admit func(bool) error, _ func(any) error) (any, any, error) {
-		if err := admit(false); err != nil {
+	return func(_ context.Context, admit func() error, _ func(any) error) (any, any, error) {
+		if err := admit(); err != nil {
 			return nil, nil, err
 		}
 		return nil, nil, unimplemented(name)

@@ -142,11 +142,8 @@ const (
 	Stream Kind = "stream"
 )
 
-// Admit decides whether a call may begin. learnerMay tells that a learner answers this request too.
-func (s *Services) Admit(kind Kind, c Caller, learnerMay bool) error {
-	if !learnerMay && s.b.Learner() {
-		return rpctypes.ErrGRPCNotSupportedForLearner
-	}
+// Admit decides whether a call may begin. A learner answers all of them: it asks the leader as any follower does.
+func (s *Services) Admit(kind Kind, c Caller) error {
 	if c.APIVersion == "" {
 		c.APIVersion = "unknown"
 	} else if !utf8.ValidString(c.APIVersion) {

@@ -49,7 +49,7 @@ func (t *Transport) accept(l net.Listener) {
 // serveConn shakes hands and reads a connection to its end.
 func (t *Transport) serveConn(conn net.Conn) {
 	defer t.release(conn)
-	h, err := t.c.welcome(conn, func(id uint64) bool { return t.peer(id) != nil })
+	h, err := t.c.welcome(conn, t.verdictOn)
 	<-t.handshakes
 	if err != nil {
 		if !errors.Is(err, io.EOF) && t.ctx.Err() == nil {
@@ -58,6 +58,10 @@ func (t *Transport) serveConn(conn net.Conn) {
 		return
 	}
 	in := &inConn{t: t, from: h.from, conn: conn}
+	if h.stream == streamAsk {
+		in.serveAsk()
+		return
+	}
 	if h.stream == streamSnapshot {
 		in.receiveSnapshot()
 		return

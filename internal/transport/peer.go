@@ -198,8 +198,11 @@ func (s *stream) run() {
 		conn, version, err := s.p.t.connect(s.p.ctx, s.p, s.kind)
 		if err != nil {
 			s.p.unconnected(err)
-			if _, refused := errors.AsType[*RefusedError](err); refused {
+			if e, refused := errors.AsType[*RefusedError](err); refused {
 				backoff = last
+				if e.Removed {
+					s.p.t.h.Removed(s.p.id)
+				}
 			}
 			if !sleep(s.p.ctx, backoff) {
 				return
@@ -244,7 +247,7 @@ func (t *Transport) dial(ctx context.Context, addr string, to uint64, kind byte)
 	// A handshake does not outlive its peer's removal.
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	version, err := t.c.greet(conn, to, kind)
+	version, err := t.c.greet(conn, to, kind, t.ownAddrs())
 	if err != nil {
 		t.release(conn)
 		return nil, "", err
