@@ -61,8 +61,8 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	n.services = rpc.New(rpc.Options{
 		Backend: n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
-		ElectionTimeout: c.ElectionTimeout,
-		Tokens:          tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
+		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration,
+		Tokens: tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
 	})
 	n.front, err = gateway.Start(gateway.Options{
 		Services: n.services, Backend: n.member, Metrics: m, Logger: log,

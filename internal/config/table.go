@@ -245,7 +245,6 @@ var table = []Flag{
 		Default: `{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}`,
 		bind:    func(c *Config) any { return &c.rotation }},
 	{Name: "warning-unary-request-duration", Kind: Duration, Default: "300ms", Section: logging, Help: "A call that takes longer is logged.",
-		Why: "calls are timed in the metrics; slow ones are not logged yet", partly: true,
 		bind: func(c *Config) any { return &c.WarningUnaryRequestDuration }},
 
 	{Name: "enable-distributed-tracing", Kind: Bool, Default: "false", Section: tracing, Support: Later, Help: "Send traces.", Why: noTracing},
