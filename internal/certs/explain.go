@@ -33,6 +33,9 @@ func explained(err error) error {
 	return &failure{"TLS: " + cause + " (" + detail + ")", err}
 }
 
+// remoteAlert begins the text of an error that the other side sent.
+const remoteAlert = "remote error: tls: "
+
 // alerts are what the other side may say of why it ended the handshake, as crypto/tls writes them.
 var alerts = []struct{ text, cause, advice string }{
 	{"unknown certificate authority", "the other side does not know the authority of this certificate", "give both sides the same CA"},
@@ -77,7 +80,7 @@ func explain(err error) (cause, advice string) {
 		}
 	}
 	text := err.Error()
-	if alert, ok := strings.CutPrefix(text, "remote error: tls: "); ok {
+	if alert, ok := strings.CutPrefix(text, remoteAlert); ok {
 		for _, a := range alerts {
 			if alert == a.text {
 				return a.cause, a.advice

@@ -72,7 +72,11 @@ func (s *Set) reject(c *helloConn, t *tls.Conn, err error) {
 	if c.heard || !closed(err) { // otherwise somebody only looks whether the port is open
 		cause, _ := explain(err)
 		args := []any{"kind", s.o.Kind, "remote-addr", c.RemoteAddr().String(), "server-name", c.hello.ServerName, "error", err}
-		if certs := t.ConnectionState().PeerCertificates; len(certs) > 0 {
+		certs := t.ConnectionState().PeerCertificates
+		if unverified, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			certs = unverified.UnverifiedCertificates
+		}
+		if len(certs) > 0 {
 			args = append(args, "subject", certs[0].Subject.String(), "names", namesOf(certs[0]))
 		}
 		s.complaints.note(hostOf(c.RemoteAddr()), cause, args...)

@@ -234,6 +234,12 @@ func TestMembers(t *testing.T) {
 	if in, out := connect(other, "127.0.0.1"); in == nil || out == nil || !strings.Contains(out.Error(), "unknown authority") {
 		t.Error(in, out)
 	}
+	unknown := set(func(o *Options) {
+		o.CertFile, o.KeyFile = pki.NewCA("other").Issue(pki.Spec{CN: "x"}).WriteTo(w.dir, "x")
+	})
+	if in, out := connect(unknown, "127.0.0.1"); in == nil || out == nil || !strings.Contains(out.Error(), "the other side does not know the authority of this certificate") {
+		t.Error(in, out)
+	}
 	if in, out := connect(set(func(o *Options) { o.TrustedCAFile, o.SelfSigned = "", true }), "127.0.0.9"); in != nil || out != nil {
 		t.Error(in, out)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 )
 
 // Listen makes the connections of l ones that do the server's half of a handshake when they are opened.
@@ -67,11 +68,15 @@ type open struct {
 // Close closes at once.
 func (o *open) Close() error { return o.raw.Close() }
 
-// Read takes the end of the connection for the end.
+// Read takes the end of the connection for the end. What the other side makes of a certificate comes here, after the
+// handshake has ended on this one.
 func (o *open) Read(p []byte) (int, error) {
 	n, err := o.Conn.Read(p)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
 		err = io.EOF
+	case err != nil && strings.HasPrefix(err.Error(), remoteAlert):
+		err = explained(err)
 	}
 	return n, err
 }
