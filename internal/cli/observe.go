@@ -66,7 +66,7 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 var etcdOps = map[string]string{
 	"put": "Put", "delete_range": "DeleteRange", "txn": "Txn", "compact": "Compaction",
 	"lease_grant": "LeaseGrant", "lease_revoke": "LeaseRevoke", "lease_checkpoint": "LeaseCheckpoint",
-	"member_publish": "ClusterMemberAttrSet",
+	"member_publish": "ClusterMemberAttrSet", "alarm": "Alarm",
 }
 
 // observeApplied runs on the apply goroutine, after the batch was committed.
@@ -170,6 +170,13 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 				return 0
 			}
 			return r.Count
+		},
+		Alarms: func() []metrics.AlarmOf {
+			var out []metrics.AlarmOf
+			for _, a := range b.Alarms() {
+				out = append(out, metrics.AlarmOf{MemberID: a.MemberID, Type: a.Type.String()})
+			}
+			return out
 		},
 		WatchStreams:    func() int { return int(b.Hub().Stats().Streams) },
 		Watchers:        func() int { return int(b.Hub().Stats().Watchers) },

@@ -33,6 +33,7 @@ type Command struct {
 	LeaseRevoke     *LeaseRevoke
 	LeaseCheckpoint *LeaseCheckpoint
 	MemberPublish   *MemberPublish
+	Alarm           *Alarm
 }
 
 // Put sets one key.
@@ -134,6 +135,12 @@ type MemberPublish struct {
 	ClientURLs []string
 }
 
+// Alarm raises or clears an alarm.
+type Alarm struct {
+	kv.Alarm
+	Raise bool // otherwise the alarm is cleared
+}
+
 // Result is what applying a Command gave. Only the member where somebody waits needs the whole of it.
 type Result struct {
 	Err      error // a sentinel of package kv, perhaps wrapped; the command changed nothing
@@ -145,6 +152,7 @@ type Result struct {
 	DeleteRange *DeleteResult
 	Txn         *TxnResult
 	Lease       *kv.Lease       // of a grant
+	Alarms      []kv.Alarm      // of an alarm: what is raised now, or was cleared; none if nothing was there to clear
 	Compacted   <-chan struct{} // of a compaction: closed when the rows are gone from this member
 }
 

@@ -72,7 +72,7 @@ func randomOp(r *rand.Rand, depth int) Op {
 
 func randomCommand(r *rand.Rand) *Command {
 	c := &Command{ID: r.Uint64(), Time: r.Int64() - r.Int64(), User: string(randomBytes(r)), AuthRevision: r.Uint64()}
-	switch r.IntN(8) {
+	switch r.IntN(9) {
 	case 0:
 		c.Put = randomPut(r)
 	case 1:
@@ -90,6 +90,8 @@ func randomCommand(r *rand.Rand) *Command {
 		for range r.IntN(4) {
 			c.LeaseCheckpoint.Leases = append(c.LeaseCheckpoint.Leases, kv.Lease{ID: kv.LeaseID(r.Int64()), Remaining: r.Int64(), Granted: r.Uint64()})
 		}
+	case 8:
+		c.Alarm = &Alarm{Raise: r.IntN(2) == 0, Alarm: kv.Alarm{Type: kv.AlarmType(r.Int32() - r.Int32()), MemberID: r.Uint64(), Own: r.IntN(2) == 0}}
 	case 7:
 		c.MemberPublish = &MemberPublish{ID: r.Uint64(), Name: string(randomBytes(r))}
 		for range r.IntN(3) {

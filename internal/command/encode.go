@@ -25,6 +25,8 @@ const (
 	kindMemberPublish   = 8
 	kindRange           = 9 // inside transactions only
 	kindLeaseCheckpoint = 10
+
+	kindAlarm = 50
 )
 
 const (
@@ -37,6 +39,11 @@ const (
 	flagKeysOnly = 1 << iota
 	flagCountOnly
 	flagBounds
+)
+
+const (
+	flagRaise = 1 << iota
+	flagOwn
 )
 
 // Append appends the encoding of c to dst.
@@ -65,6 +72,8 @@ func (c *Command) Append(dst []byte) []byte {
 	case c.LeaseCheckpoint != nil:
 		dst = appendLeases(dst, c.LeaseCheckpoint.Leases)
 		return binary.AppendUvarint(dst, c.LeaseCheckpoint.Term)
+	case c.Alarm != nil:
+		return c.Alarm.append(dst)
 	default:
 		return c.MemberPublish.append(dst)
 	}
@@ -88,6 +97,8 @@ func (c *Command) kind() byte {
 		return kindLeaseCheckpoint
 	case c.MemberPublish != nil:
 		return kindMemberPublish
+	case c.Alarm != nil:
+		return kindAlarm
 	}
 	panic("command: a command with no request")
 }
@@ -97,7 +108,7 @@ func (c *Command) Name() string {
 	return [...]string{
 		kindPut: "put", kindDeleteRange: "delete_range", kindTxn: "txn", kindCompact: "compact",
 		kindLeaseGrant: "lease_grant", kindLeaseRevoke: "lease_revoke", kindLeaseCheckpoint: "lease_checkpoint",
-		kindMemberPublish: "member_publish",
+		kindMemberPublish: "member_publish", kindAlarm: "alarm",
 	}[c.kind()]
 }
 
@@ -180,6 +191,12 @@ func (m *MemberPublish) append(dst []byte) []byte {
 		dst = appendBytes(dst, []byte(u))
 	}
 	return dst
+}
+
+func (a *Alarm) append(dst []byte) []byte {
+	dst = append(dst, flags(a.Raise, flagRaise)|flags(a.Own, flagOwn))
+	dst = binary.AppendVarint(dst, int64(a.Type))
+	return binary.AppendUvarint(dst, a.MemberID)
 }
 
 func appendRangeOptions(dst []byte, o *kv.RangeOptions) []byte {

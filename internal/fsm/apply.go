@@ -65,7 +65,7 @@ func (s *State) Apply(entries []command.Entry, waiters Waiters) (Outcome, error)
 		}
 		a.entry = e
 		if err := command.Batch(e.Data, a.apply); err != nil {
-			s.Leases.Discard()
+			s.discard()
 			return Outcome{}, fmt.Errorf("apply entry %d of term %d: %w", e.Index, e.Term, err)
 		}
 	}
@@ -74,6 +74,12 @@ func (s *State) Apply(entries []command.Entry, waiters Waiters) (Outcome, error)
 		return Outcome{}, err
 	}
 	return a.outcome, nil
+}
+
+// discard forgets what a batch that is given up has changed in the tables beside the rows.
+func (s *State) discard() {
+	s.Leases.Discard()
+	s.Alarms.Discard()
 }
 
 // ApplyConf records the conf state that raft has after the configuration change e.
@@ -109,11 +115,12 @@ func (a *applier) commit(last Position, confState []byte) error {
 	}
 	events, err := a.writer.Publish()
 	if err != nil {
-		a.Leases.Discard()
+		a.discard()
 		return fmt.Errorf("commit the state at entry %d: %w", last.Index, err)
 	}
 	a.Leases.Publish()
 	a.Members.Publish()
+	a.Alarms.Publish()
 	a.Applied = last
 	a.outcome.Events = events
 	a.outcome.Revision = a.Store.Revision()
@@ -139,6 +146,10 @@ func (a *applier) apply(origin uint64, encoded []byte) error {
 
 // run does c and fills r. What refuses c goes into r.Err; the error returned is the engine's.
 func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error {
+	if r.Err = a.alarmed(c); r.Err != nil {
+		r.Revision = a.writer.Revision()
+		return nil
+	}
 	switch {
 	case c.Put != nil, c.DeleteRange != nil, c.Txn != nil:
 		return a.write(c, r, wanted)
@@ -159,6 +170,8 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 		p := c.MemberPublish
 		r.Revision = a.writer.Revision()
 		return a.Members.Describe(a.batch, p.ID, p.Name, p.ClientURLs)
+	case c.Alarm != nil:
+		return a.alarm(c.Alarm, r)
 	}
 	panic("fsm: a command with no request")
 }

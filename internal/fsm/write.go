@@ -11,6 +11,7 @@ import (
 // refusals are the errors that a command may meet by its own fault. All others are the engine's and stop the member.
 var refusals = []error{
 	kv.ErrKeyNotFound, kv.ErrLeaseNotFound, kv.ErrLeaseExists, kv.ErrLeaseTTLTooLong, kv.ErrCompacted, kv.ErrFutureRevision,
+	kv.ErrTooManyRequests, // too many alarms
 }
 
 // refusal splits an error into what refuses a command and what stops the member.

@@ -15,7 +15,8 @@ engine: kv                              # keys.go knows revisions and leases
 mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
 member: engine                          # state only; meets mvcc and lease in fsm
-fsm: command engine kv lease member mvcc # the one place where state changes
+alarm: engine kv                        # state only; meets the others in fsm
+fsm: alarm command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
 transport:                              # bytes between members; knows no words
 replica: command kv                     # hands entries on in command's envelope; knows no keys
@@ -29,7 +30,7 @@ rpc/rpctest: command engine fsm kv member mvcc rpc watch # a member in memory fo
 gateway: kv metrics rpc                 # HTTP in front of the same services
 config:                                 # settings; knows nobody
 server: command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm command config datadir engine fsm gateway kv lease metrics raftlog replica rpc server transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `

@@ -40,7 +40,7 @@ type Backend interface {
 	Status() Status
 
 	// Alarms lists the alarms that are raised, in the cluster's state as this member has applied it.
-	Alarms() []Alarm
+	Alarms() []kv.Alarm
 
 	// LeaseRenew gives the lease its whole time again and returns it in seconds. Any member takes it; one that does not
 	// lead asks the leader. kv.ErrLeaseNotFound if the lease is gone.
@@ -83,19 +83,4 @@ type Status struct {
 	DBInUse     int64 // bytes of live tables
 	Quota       int64 // bytes; etcd's default when no quota is set
 	Learner     bool
-}
-
-// AlarmType is the kind of an Alarm. The numbers are those of etcd's AlarmType.
-type AlarmType int32
-
-// The alarms.
-const (
-	AlarmNoSpace AlarmType = 1
-	AlarmCorrupt AlarmType = 2
-)
-
-// Alarm is one raised alarm.
-type Alarm struct {
-	MemberID uint64
-	Type     AlarmType
 }

@@ -242,8 +242,6 @@ func TestCallsThatComeLater(t *testing.T) {
 	later("Auth.UserAdd", err)
 	_, err = pb.NewClusterClient(conn).MemberAdd(within(t), &pb.MemberAddRequest{})
 	later("Cluster.MemberAdd", err)
-	_, err = pb.NewMaintenanceClient(conn).Alarm(within(t), &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE})
-	later("Maintenance.Alarm ACTIVATE", err)
 	snap, err := pb.NewMaintenanceClient(conn).Snapshot(within(t), &pb.SnapshotRequest{})
 	if err == nil {
 		_, err = snap.Recv()

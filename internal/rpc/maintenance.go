@@ -2,11 +2,18 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/kv"
 )
 
 // StorageVersion is what Status and /version tell of the format of the data, for tools that look at it; it is etcd's,
@@ -39,34 +46,48 @@ func (s *Services) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusRes
 	return out, nil
 }
 
-func (s *Services) alarms() []*pb.AlarmMember {
-	raised := s.b.Alarms()
-	out := make([]*pb.AlarmMember, len(raised))
-	for i, a := range raised {
-		out[i] = &pb.AlarmMember{MemberID: a.MemberID, Alarm: pb.AlarmType(a.Type)}
+func (s *Services) alarms() []*pb.AlarmMember { return alarmsPB(s.b.Alarms()) }
+
+func alarmsPB(alarms []kv.Alarm) []*pb.AlarmMember {
+	var out []*pb.AlarmMember
+	for _, a := range alarms {
+		out = append(out, &pb.AlarmMember{MemberID: a.MemberID, Alarm: pb.AlarmType(a.Type)})
 	}
 	return out
 }
 
-// Alarm answers Maintenance.Alarm: the list of alarms, of one kind or all. As in etcd, whose list goes through the log, it
-// is never a stale one. Nothing raises or clears an alarm by hand yet.
+// Alarm answers Maintenance.Alarm: it raises or clears an alarm of any member, whether there is such a member or not, or
+// lists the alarms of one kind or all; as in etcd, whose list goes through the log, never a stale one.
 func (s *Services) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
-	if r.Action != pb.AlarmRequest_GET {
-		return nil, unimplemented("Maintenance.Alarm " + r.Action.String())
-	}
 	begin := time.Now()
-	err := s.b.ReadBarrier(ctx)
+	alarms, err := s.alarm(ctx, r)
 	s.took("Alarm", err, begin)
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	out := &pb.AlarmResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision())}
-	for _, a := range s.alarms() {
-		if r.Alarm == pb.AlarmType_NONE || r.Alarm == a.Alarm {
-			out.Alarms = append(out.Alarms, a)
+	return &pb.AlarmResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision()), Alarms: alarmsPB(alarms)}, nil
+}
+
+func (s *Services) alarm(ctx context.Context, r *pb.AlarmRequest) ([]kv.Alarm, error) {
+	if r.Action == pb.AlarmRequest_GET {
+		if err := s.b.ReadBarrier(ctx); err != nil {
+			return nil, err
 		}
+		var raised []kv.Alarm
+		for _, a := range s.b.Alarms() {
+			if r.Alarm == pb.AlarmType_NONE || pb.AlarmType(a.Type) == r.Alarm {
+				raised = append(raised, a)
+			}
+		}
+		return raised, nil
 	}
-	return out, nil
+	if r.Action != pb.AlarmRequest_ACTIVATE && r.Action != pb.AlarmRequest_DEACTIVATE {
+		return nil, status.Errorf(codes.InvalidArgument, "trivet: alarm action %d is none of GET, ACTIVATE, DEACTIVATE", r.Action)
+	}
+	res, err := s.b.Propose(ctx, &command.Command{Alarm: &command.Alarm{
+		Alarm: kv.Alarm{Type: kv.AlarmType(r.Alarm), MemberID: r.MemberID}, Raise: r.Action == pb.AlarmRequest_ACTIVATE,
+	}})
+	return res.Alarms, errors.Join(err, res.Err)
 }
 
 // Defragment answers Maintenance.Defragment. There is nothing to defragment; as in etcd the answer has no header.
