@@ -125,7 +125,9 @@ func (a *Alarms) Publish() {
 // Discard forgets what was written since the last Publish, when the batch is given up.
 func (a *Alarms) Discard() { a.next, a.changed = nil, false }
 
-func find(all []kv.Alarm, want kv.Alarm) (int, bool) { return slices.BinarySearchFunc(all, want, compare) }
+func find(all []kv.Alarm, want kv.Alarm) (int, bool) {
+	return slices.BinarySearchFunc(all, want, compare)
+}
 
 func compare(x, y kv.Alarm) int {
 	return cmp.Or(cmp.Compare(x.Type, y.Type), cmp.Compare(x.MemberID, y.MemberID))

@@ -65,6 +65,9 @@ func (i *inspection) entry(l *logLine, r raftlog.Record) {
 	}
 }
 
+// notShown stands for a secret.
+const notShown = "(not shown)"
+
 // plain turns a value of package command into what JSON shows well: names in etcd's style, zero values left out, bytes as
 // text.
 func (i *inspection) plain(v reflect.Value) any {
@@ -76,6 +79,10 @@ func (i *inspection) plain(v reflect.Value) any {
 		for n := range v.NumField() {
 			f := v.Type().Field(n)
 			if !f.IsExported() || v.Field(n).IsZero() || i.keysOnly && f.Name == "Value" {
+				continue
+			}
+			if f.Name == "Hash" || f.Name == "Nonce" { // of a password, and what a token is made of
+				m[snake(f.Name)] = notShown
 				continue
 			}
 			p := i.plain(v.Field(n))

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/trivet-kv/trivet/internal/alarm"
+	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/lease"
@@ -27,6 +28,7 @@ type stateLine struct {
 	TTL         int64           `json:"ttl,omitempty"`       // seconds
 	Remaining   int64           `json:"remaining,omitempty"` // seconds, as last checkpointed
 	Member      json.RawMessage `json:"member,omitempty"`
+	Auth        map[string]any  `json:"auth,omitempty"` // of users, roles and their settings; never a password's hash
 	Alarm       string          `json:"alarm,omitempty"`
 	AlarmMember id              `json:"alarm_member,omitempty"`
 	Own         bool            `json:"own,omitempty"`  // the member raised the alarm itself
@@ -110,6 +112,8 @@ func stateRow(key, value []byte, leases *lease.Leases) (l stateLine, err error) 
 	case engine.PrefixAlarm:
 		a, err := alarm.Decode(key, value)
 		return stateLine{Row: "alarm", Alarm: a.Type.String(), AlarmMember: id(a.MemberID), Own: a.Own}, err
+	case engine.PrefixAuth:
+		return authRow(key, value)
 	case engine.PrefixMeta:
 		return metaRow(key, value)
 	}
@@ -133,6 +137,25 @@ func versionRow(key, value []byte) (l stateLine, err error) {
 	t, err := engine.DecodeTail(tail)
 	l.Create, l.Version, l.Value, l.Lease = t.Create, t.Version, t.Value, id(t.Lease)
 	return l, err
+}
+
+func authRow(key, value []byte) (stateLine, error) {
+	row, err := auth.DecodeRow(key, value)
+	switch {
+	case err != nil:
+		return stateLine{}, err
+	case row.User != nil:
+		u := map[string]any{"roles": row.User.Roles, "no_password": row.User.NoPassword, "since": row.User.Since}
+		return stateLine{Row: "user", Name: row.User.Name, Auth: u}, nil
+	case row.Role != nil:
+		var permissions []map[string]any
+		for _, p := range row.Role.Permissions {
+			permissions = append(permissions, map[string]any{"key": text(p.Key), "range_end": text(p.End), "access": p.Access})
+		}
+		return stateLine{Row: "role", Name: row.Role.Name, Auth: map[string]any{"permissions": permissions}}, nil
+	}
+	s := row.Settings
+	return stateLine{Row: "auth", Auth: map[string]any{"enabled": s.Enabled, "revision": s.Revision, "disabled": s.Disabled}}, nil
 }
 
 func metaRow(key, value []byte) (l stateLine, err error) {

@@ -4,50 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/trivet-kv/trivet/internal/config"
 )
-
-// openLog makes the logger that the settings ask for. closeFiles closes the files among its outputs.
-func openLog(c *config.Config, stdout, stderr io.Writer) (l *slog.Logger, closeFiles func(), err error) {
-	var outputs []io.Writer
-	var files []*os.File
-	closeFiles = func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}
-	for _, o := range c.LogOutputs {
-		switch o {
-		case "stderr":
-			outputs = append(outputs, stderr)
-		case "stdout":
-			outputs = append(outputs, stdout)
-		default:
-			f, err := os.OpenFile(o, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
-			if err != nil {
-				closeFiles()
-				return nil, nil, fmt.Errorf("--log-outputs=%s: %w; name a file that can be written", strings.Join(c.LogOutputs, ","), err)
-			}
-			files = append(files, f)
-			outputs = append(outputs, f)
-		}
-	}
-	w := outputs[0]
-	if len(outputs) > 1 {
-		w = io.MultiWriter(outputs...)
-	}
-	return slog.New(newLogHandler(w, c.LogLevel, c.LogFormat == "console")), closeFiles, nil
-}
 
 // logHandler writes lines in the form of etcd's: {"level","ts","caller","msg",…} or, for people, the same in columns.
 type logHandler struct {
@@ -137,6 +102,9 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 		} else {
 			line = append(line, '}')
 		}
+	}
+	if j, ok := h.w.(*journalWriter); ok {
+		j.describe(r.Level, caller(r.PC))
 	}
 	_, err := h.w.Write(append(line, '\n'))
 	return err

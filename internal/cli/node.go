@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -15,10 +16,12 @@ import (
 	"go.etcd.io/etcd/api/v3/version"
 
 	"github.com/trivet-kv/trivet/internal/config"
+	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/gateway"
 	"github.com/trivet-kv/trivet/internal/metrics"
 	"github.com/trivet-kv/trivet/internal/rpc"
 	"github.com/trivet-kv/trivet/internal/server"
+	"github.com/trivet-kv/trivet/internal/token"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
 
@@ -39,10 +42,20 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	if err != nil {
 		return nil, err
 	}
+	tokens, err := token.New(token.Options{Spec: c.AuthToken, TTL: time.Duration(c.AuthTokenTTL) * time.Second})
+	if err != nil {
+		doors.close()
+		return nil, fmt.Errorf("--auth-token: %w", err)
+	}
 	m := metrics.New(metrics.Identity{Version: version.Version, ClusterVersion: majorMinor(version.Version), Product: Version})
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
-	options := memberOptions(c, log, m, doors.peers)
+	options, err := memberOptions(c, log, m, doors.peers)
+	if err != nil {
+		doors.close()
+		return nil, err
+	}
 	options.Fatal = fatal
+	options.OnToken = func(t fsm.Token) { tokens.Made(t.Token, t.Who) }
 	n.member, err = server.Start(options)
 	if err != nil {
 		doors.close()
@@ -53,6 +66,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		Backend: n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
 		ElectionTimeout: c.ElectionTimeout,
+		Tokens:          tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
 	})
 	n.front, err = gateway.Start(gateway.Options{
 		Services: n.services, Backend: n.member, Metrics: m, Logger: log,
@@ -62,6 +76,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		},
 		Clients: doors.clients, HTTP: doors.http, Monitor: doors.monitor,
 		NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
+		CORS: c.CORS, HostWhitelist: c.HostWhitelist,
 		CheckTimeout: 5*time.Second + 2*c.ElectionTimeout,
 	})
 	if err != nil {
@@ -111,15 +126,21 @@ func (n *node) stop() error {
 	return nil
 }
 
-func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers []net.Listener) server.Options {
+func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers []net.Listener) (server.Options, error) {
 	o := server.Options{
-		DataDir: c.DataDir, Name: c.Name, Token: c.InitialClusterToken,
+		DataDir: c.DataDir, NoFsync: c.UnsafeNoFsync, Name: c.Name, Token: c.InitialClusterToken,
 		PeerURLs: config.Strings(c.AdvertisePeerURLs), ClientURLs: config.Strings(c.AdvertiseClientURLs),
 		Tick: c.Heartbeat, ElectionTicks: int(c.ElectionTimeout / c.Heartbeat), CatchupEntries: c.SnapshotCatchupEntries,
 		WatchProgress:   c.WatchProgressNotifyInterval,
 		MaxRequestBytes: int(c.MaxRequestBytes), QuotaBytes: c.QuotaBackendBytes,
 		Origin: rand.Uint64() | 1, // never zero
 		Logger: log,
+	}
+	if c.WALDir != "" {
+		var err error
+		if o.LogDir, err = filepath.Abs(c.WALDir); err != nil {
+			return o, fmt.Errorf("--wal-dir=%s: %w", c.WALDir, err)
+		}
 	}
 	for _, f := range c.InitialCluster {
 		o.Founders = append(o.Founders, server.Founder{Name: f.Name, PeerURLs: f.PeerURLs})
@@ -143,7 +164,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers
 		})
 	}
 	o.Observer = observeMember(m, log, c.WarningApplyDuration)
-	return o
+	return o, nil
 }
 
 // doors are the sockets of a member.

@@ -67,6 +67,11 @@ var etcdOps = map[string]string{
 	"put": "Put", "delete_range": "DeleteRange", "txn": "Txn", "compact": "Compaction",
 	"lease_grant": "LeaseGrant", "lease_revoke": "LeaseRevoke", "lease_checkpoint": "LeaseCheckpoint",
 	"member_publish": "ClusterMemberAttrSet", "alarm": "Alarm",
+	"auth_enable": "AuthEnable", "auth_disable": "AuthDisable", "authenticate": "Authenticate",
+	"auth_user_add": "AuthUserAdd", "auth_user_delete": "AuthUserDelete", "auth_user_change_password": "AuthUserChangePassword",
+	"auth_user_grant_role": "AuthUserGrantRole", "auth_user_revoke_role": "AuthUserRevokeRole",
+	"auth_role_add": "AuthRoleAdd", "auth_role_delete": "AuthRoleDelete",
+	"auth_role_grant_permission": "AuthRoleGrantPermission", "auth_role_revoke_permission": "AuthRoleRevokePermission",
 }
 
 // observeApplied runs on the apply goroutine, after the batch was committed.
@@ -187,5 +192,6 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 		OpenReads:       b.OpenReads,
 		Revision:        func() int64 { return b.Store().Revision() },
 		CompactRevision: func() int64 { return b.Store().CompactRevision() },
+		AuthRevision:    func() uint64 { return b.Auth().Published().Settings().Revision },
 	})
 }

@@ -88,7 +88,7 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
 		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)
 	logNotes(log, c)
-	if err := checkFounding(c); err != nil {
+	if err := checkFounding(c, log); err != nil {
 		return err
 	}
 	n, err := startNode(c, log, fatal)
@@ -145,8 +145,12 @@ func stopOnSecond(signals <-chan os.Signal, log *slog.Logger) {
 }
 
 // checkFounding checks the settings that matter to a member that has no data yet; later they are not looked at.
-func checkFounding(c *config.Config) error {
+// The founding members are found now, if they are to be discovered.
+func checkFounding(c *config.Config, log *slog.Logger) error {
 	if _, err := datadir.Look(vfs.Default, c.DataDir); err == nil || errors.Is(err, datadir.ErrEtcd) {
+		return err
+	}
+	if err := discover(c, log); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

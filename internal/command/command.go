@@ -34,6 +34,7 @@ type Command struct {
 	LeaseCheckpoint *LeaseCheckpoint
 	MemberPublish   *MemberPublish
 	Alarm           *Alarm
+	Auth            *Auth
 }
 
 // Put sets one key.
@@ -153,6 +154,7 @@ type Result struct {
 	Txn         *TxnResult
 	Lease       *kv.Lease       // of a grant
 	Alarms      []kv.Alarm      // of an alarm: what is raised now, or was cleared; none if nothing was there to clear
+	Token       string          // of an authentication; a secret
 	Compacted   <-chan struct{} // of a compaction: closed when the rows are gone from this member
 }
 

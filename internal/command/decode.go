@@ -67,6 +67,10 @@ func (c *Command) Decode(b []byte) error {
 	case kindAlarm:
 		c.Alarm = d.alarm()
 	default:
+		if op := AuthOp(kind); op >= firstAuth && op <= lastAuth {
+			c.Auth = d.auth(op)
+			break
+		}
 		return fmt.Errorf("%w: command of kind %d", ErrMalformed, kind)
 	}
 	if d.failed || len(d.b) > 0 {

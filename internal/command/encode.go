@@ -25,6 +25,7 @@ const (
 	kindMemberPublish   = 8
 	kindRange           = 9 // inside transactions only
 	kindLeaseCheckpoint = 10
+	// 20 to 31 are those of AuthOp.
 
 	kindAlarm = 50
 )
@@ -74,6 +75,8 @@ func (c *Command) Append(dst []byte) []byte {
 		return binary.AppendUvarint(dst, c.LeaseCheckpoint.Term)
 	case c.Alarm != nil:
 		return c.Alarm.append(dst)
+	case c.Auth != nil:
+		return c.Auth.append(dst)
 	default:
 		return c.MemberPublish.append(dst)
 	}
@@ -99,12 +102,17 @@ func (c *Command) kind() byte {
 		return kindMemberPublish
 	case c.Alarm != nil:
 		return kindAlarm
+	case c.Auth != nil:
+		return byte(c.Auth.Op)
 	}
 	panic("command: a command with no request")
 }
 
 // Name is the request's name for logs and inspection, such as "put".
 func (c *Command) Name() string {
+	if c.Auth != nil {
+		return c.Auth.Op.String()
+	}
 	return [...]string{
 		kindPut: "put", kindDeleteRange: "delete_range", kindTxn: "txn", kindCompact: "compact",
 		kindLeaseGrant: "lease_grant", kindLeaseRevoke: "lease_revoke", kindLeaseCheckpoint: "lease_checkpoint",

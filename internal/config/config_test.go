@@ -258,6 +258,39 @@ func TestMeaninglessIsNoted(t *testing.T) {
 	}
 }
 
+func TestGates(t *testing.T) {
+	for _, c := range []struct{ gates, on, note string }{
+		{"", "FastLeaseKeepAlive TxnModeWriteWithSharedBuffer", ""},
+		{"LeaseCheckpoint=true, FastLeaseKeepAlive=0,", "LeaseCheckpoint TxnModeWriteWithSharedBuffer", "LeaseCheckpoint reason"},
+		{"AllBeta=false,TxnModeWriteWithSharedBuffer=T", "TxnModeWriteWithSharedBuffer", "FastLeaseKeepAlive reason"},
+		{"LeaseCheckpoint=true,LeaseCheckpoint=false", "FastLeaseKeepAlive TxnModeWriteWithSharedBuffer", ""},
+		{"TxnModeWriteWithSharedBuffer=false,AllBeta=true", "AllBeta FastLeaseKeepAlive", "no meaning"},
+	} {
+		conf := mustLoad(t, []string{"--feature-gates=" + c.gates}, nil, "")
+		var on []string
+		for _, name := range sortedKeys(conf.Gates) {
+			if conf.Gates[name] {
+				on = append(on, name)
+			}
+		}
+		if strings.Join(on, " ") != c.on || !strings.Contains(notes(conf), c.note) || (c.note == "") != (notes(conf) == "") {
+			t.Errorf("%q: on are %q, notes: %s", c.gates, on, notes(conf))
+		}
+	}
+	// The stages that a group reaches.
+	conf := mustLoad(t, []string{"--feature-gates=AllAlpha=true"}, nil, "")
+	if !conf.Gates["PriorityRequest"] || !conf.Gates["LeaseCheckpointPersist"] || !conf.Gates["FastLeaseKeepAlive"] {
+		t.Errorf("%v", conf.Gates)
+	}
+}
+
+// What is unsafe says so.
+func TestUnsafeIsNoted(t *testing.T) {
+	if c := mustLoad(t, []string{"--unsafe-no-fsync"}, nil, ""); !c.UnsafeNoFsync || !strings.Contains(notes(c), "UNSAFE") {
+		t.Errorf("%s", notes(c))
+	}
+}
+
 func TestInitialClusterFollowsName(t *testing.T) {
 	c := mustLoad(t, []string{"--name=a", "--listen-peer-urls=http://127.0.0.1:5380", "--initial-advertise-peer-urls=http://127.0.0.1:5380"}, nil, "")
 	if c.clusterText() != "a=http://127.0.0.1:5380" {
@@ -307,6 +340,12 @@ func TestBootstrap(t *testing.T) {
 
 func TestBadInput(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
+		{"--cors=here", `--cors=here: "here" is not an origin; write it as http://HOST:PORT, or * for all`},
+		{"--discovery-token=x", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
+		{"--discovery-endpoints=127.0.0.1:1", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1,,", "an endpoint is empty; write HOST:PORT,HOST:PORT"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-srv=a.example", "exclude one another; give one of them"},
+		{"--discovery-srv=a.example --initial-cluster=default=http://127.0.0.1:1", "exclude one another; give one of them"},
 		{"--data-dr=x", "--data-dr is not a flag; did you mean --data-dir?"},
 		{"--zzzzzzzz", "--zzzzzzzz is not a flag; trivet help server lists them"},
 		{"start", `"start" is not a flag; flags begin with --, and trivet help server lists them`},
@@ -340,7 +379,13 @@ func TestBadInput(t *testing.T) {
 		{"--log-level=loud", "--log-level=loud: not known"},
 		{"--log-format=xml", "--log-format=xml: not known; write json or console"},
 		{"--log-outputs=default,stdout", "default does not go together with others"},
-		{"--log-outputs=systemd/journal", "not supported yet"},
+		{"--log-outputs=systemd/journal,stderr", "--log-outputs=systemd/journal,stderr: systemd/journal does not go together with others"},
+		{"--enable-log-rotation", "--enable-log-rotation=true: rotation is of one file; name one in --log-outputs=default"},
+		{"--enable-log-rotation --log-outputs=a,b", "rotation is of one file"},
+		{"--enable-log-rotation --log-outputs=a --log-rotation-config-json={", "--log-rotation-config-json={: unexpected end of JSON input; write it as {"},
+		{`--enable-log-rotation --log-outputs=a --log-rotation-config-json={"maxsize":"1"}`, "cannot unmarshal string"},
+		{`--enable-log-rotation --log-outputs=a --log-rotation-config-json={"maxage":-1}`, "bounds must not be negative"},
+		{"--v2-deprecation=not-yet", "--v2-deprecation=not-yet: not known; write write-only or"},
 		{"--logger=capnslog", "--logger=capnslog: not known; write zap"},
 		{"--discovery-fallback=proxy", "--discovery-fallback=proxy: not known; write exit"},
 		{"--auto-compaction-mode=never", "not known; write periodic or revision"},
@@ -348,6 +393,8 @@ func TestBadInput(t *testing.T) {
 		{"--feature-gates=InitialCorruptCheck=true", "--feature-gates=InitialCorruptCheck=true: comparing the members' data before serving is not supported yet"},
 		{"--feature-gates=Foo=true", "not a feature gate of etcd 3.7"},
 		{"--feature-gates=LeaseCheckpoint", "write NAME=true or NAME=false"},
+		{"--feature-gates=LeaseCheckpoint=yes", `"LeaseCheckpoint=yes" does not say on or off`},
+		{"--feature-gates=LeaseCheckpointPersist=true", "LeaseCheckpointPersist needs LeaseCheckpoint"},
 		{"--config-file=none.yml", "--config-file=none.yml: open none.yml: file does not exist; name a file that can be read"},
 	} {
 		_, err := load(t, strings.Fields(c.args), nil, "")

@@ -67,10 +67,13 @@ func (f Flag) fileKey() string {
 	case "":
 		return f.Name
 	case "-":
-		return "\x00" + f.Name
+		return noKey
 	}
 	return f.File
 }
+
+// noKey is what no key of a file can be.
+const noKey = "\x00"
 
 // skipEmpty says for which settings etcd takes an empty text in the file as none.
 func (f Flag) skipEmpty(v any) bool {

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"io"
+	"strings"
 )
 
 // WriteHelp writes all flags with their defaults, by section.
@@ -31,14 +32,37 @@ Flags take one dash or two, and =VALUE or a space. Every flag can be set by a va
 A flag wins over its variable; a configuration file alone wins over both.`)
 }
 
-// WriteTable writes the table as Markdown, for docs/compat.md.
+// WriteTable writes all flags as Markdown, a table for each section, for docs/flags.md.
 func WriteTable(w io.Writer) {
-	fmt.Fprintln(w, "| flag | default | here | why |\n|---|---|---|---|")
+	section := "\x00"
 	for _, f := range table {
-		def := f.Default
-		if def != "" {
-			def = "`" + def + "`"
+		if f.Section != section {
+			section = f.Section
+			title := section
+			if title == "" {
+				title = "Taken and ignored by etcd too"
+			}
+			fmt.Fprintf(w, "\n## %s\n\n| flag | type | default | variable | in the file | here | what it does |\n|---|---|---|---|---|---|---|\n", title)
 		}
-		fmt.Fprintf(w, "| `--%s` | %s | %s | %s |\n", f.Name, def, f.Support, f.Why)
+		what := f.Help
+		switch {
+		case what == "":
+			what = f.Why
+		case f.Support == Later:
+			what += " **Missing:** " + f.Why + "."
+		case f.Why != "":
+			what += " **Here:** " + f.Why + "."
+		}
+		fmt.Fprintf(w, "| `--%s` | %s | %s | `%s` | %s | %s | %s |\n",
+			f.Name, f.Kind, code(f.Default), envName(f.Name), code(strings.TrimPrefix(f.fileKey(), noKey)), f.Support, what)
 	}
+	fmt.Fprintln(w)
+}
+
+// code is text in the type of code; nothing for no text.
+func code(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
 }

@@ -53,7 +53,7 @@ func Load(args, environ []string, readFile func(name string) ([]byte, error)) (*
 	if err := c.complete(given, file != ""); err != nil {
 		return nil, err
 	}
-	return c, c.validate(given)
+	return c, c.validate(given, file != "")
 }
 
 // find returns the flag with the given name.

@@ -30,6 +30,14 @@ const (
 	Ignored  // takes any value or none
 )
 
+// String is the word for documents.
+func (k Kind) String() string {
+	return [...]string{
+		"text", "true or false", "whole number", "whole number", "whole number from 0", "whole number from 0 (32 bits)",
+		"whole number from 0", "milliseconds", "duration", "URLs", "list", "list of NAME=true or false", "anything",
+	}[k]
+}
+
 // noValue reports whether the flag may stand without a value.
 func (k Kind) noValue() bool { return k == Bool || k == Ignored }
 

@@ -17,7 +17,7 @@ const (
 	PrefixMeta       byte = 'm' // name: single facts about the whole store
 	PrefixMember     byte = 'n' // member id: one member of the cluster
 	PrefixRevision   byte = 'r' // revision: one change of history
-	PrefixAuth       byte = 'u' // reserved for users, roles and permissions
+	PrefixAuth       byte = 'u' // what it is (r, s, u), name: a role, the settings, or a user; package auth
 	PrefixAlarm      byte = 'w' // alarm type, member id: one alarm that is raised
 )
 

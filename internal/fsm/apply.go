@@ -3,6 +3,7 @@ package fsm
 import (
 	"fmt"
 
+	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -23,6 +24,10 @@ type Outcome struct {
 	Revision int64
 	// Leases that were granted, revoked or checkpointed, in order: what the leader's clock must know.
 	Leases []LeaseChange
+	// Tokens that users were given, for every member to know them.
+	Tokens []Token
+	// AuthChanged tells that users, roles or permissions are others now.
+	AuthChanged bool
 	// Compacted is the newest revision that a compaction in this run asked for; 0 if none did.
 	Compacted int64
 	// Ran is what was run, command by command.
@@ -42,6 +47,12 @@ type Ran struct {
 type Answer struct {
 	ID     uint64
 	Result command.Result
+}
+
+// Token is a simple token of a user, made under an auth revision. It is a secret.
+type Token struct {
+	Token string
+	Who   auth.Who
 }
 
 // LeaseChange is one change of a lease. Revoked means that it is gone; otherwise it was granted or, if not, checkpointed,
@@ -65,7 +76,7 @@ func (s *State) Apply(entries []command.Entry, waiters Waiters) (Outcome, error)
 		}
 		a.entry = e
 		if err := command.Batch(e.Data, a.apply); err != nil {
-			s.discard()
+			a.discard()
 			return Outcome{}, fmt.Errorf("apply entry %d of term %d: %w", e.Index, e.Term, err)
 		}
 	}
@@ -74,12 +85,6 @@ func (s *State) Apply(entries []command.Entry, waiters Waiters) (Outcome, error)
 		return Outcome{}, err
 	}
 	return a.outcome, nil
-}
-
-// discard forgets what a batch that is given up has changed in the tables beside the rows.
-func (s *State) discard() {
-	s.Leases.Discard()
-	s.Alarms.Discard()
 }
 
 // ApplyConf records the conf state that raft has after the configuration change e.
@@ -113,6 +118,10 @@ func (a *applier) commit(last Position, confState []byte) error {
 	if err := writePosition(a.batch, last, confState); err != nil {
 		return err
 	}
+	// Permissions first: whoever reads what this batch wrote is measured by the permissions that it made. What is in the
+	// log is agreed on, so that nobody is told too early.
+	a.outcome.AuthChanged = a.Auth.Changed()
+	a.Auth.Publish()
 	events, err := a.writer.Publish()
 	if err != nil {
 		a.discard()
@@ -125,6 +134,13 @@ func (a *applier) commit(last Position, confState []byte) error {
 	a.outcome.Events = events
 	a.outcome.Revision = a.Store.Revision()
 	return nil
+}
+
+// discard forgets what a batch that is given up has changed in the tables beside the rows.
+func (a *applier) discard() {
+	a.Leases.Discard()
+	a.Auth.Discard()
+	a.Alarms.Discard()
 }
 
 func (a *applier) apply(origin uint64, encoded []byte) error {
@@ -146,6 +162,10 @@ func (a *applier) apply(origin uint64, encoded []byte) error {
 
 // run does c and fills r. What refuses c goes into r.Err; the error returned is the engine's.
 func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error {
+	if refused, err := refusal(a.allowed(c)); err != nil || refused != nil {
+		r.Revision, r.Err = a.writer.Revision(), refused
+		return err
+	}
 	if r.Err = a.alarmed(c); r.Err != nil {
 		r.Revision = a.writer.Revision()
 		return nil
@@ -166,6 +186,8 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 			a.outcome.Compacted = c.Compact.Revision
 		}
 		return err
+	case c.Auth != nil:
+		return a.auth(c, r)
 	case c.MemberPublish != nil:
 		p := c.MemberPublish
 		r.Revision = a.writer.Revision()

@@ -1,7 +1,8 @@
 // Package fsm is the state machine: committed log entries go in, results and events come out, and between the two one
 // engine batch changes the state. Everything that Trivet stores for its users changes here and nowhere else.
 //
-// The state of one member is a State: the engine with the key-value store, the leases, the members and the alarms over it. All of
+// The state of one member is a State: the engine with the key-value store, the leases, the users and roles, the members
+// and the alarms over it. All of
 // them are written through the same batch, which also holds the index and term of the last entry it contains, so that
 // whatever part of history survives a crash is a prefix of the log and says how long it is. Entries are applied in log
 // order by one goroutine, the replica's apply loop. Applying looks at no clock, no randomness and no configuration: every
@@ -13,6 +14,7 @@ import (
 	"fmt"
 
 	"github.com/trivet-kv/trivet/internal/alarm"
+	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/lease"
 	"github.com/trivet-kv/trivet/internal/member"
@@ -24,6 +26,7 @@ type State struct {
 	Engine  *engine.Engine
 	Store   *mvcc.Store
 	Leases  *lease.Leases
+	Auth    *auth.Auth
 	Members *member.Members
 	Alarms  *alarm.Alarms
 
@@ -54,6 +57,9 @@ func Open(e *engine.Engine, o mvcc.Options) (*State, error) {
 	}
 	if s.Leases, err = lease.Open(e); err != nil {
 		return nil, fmt.Errorf("open the leases: %w", err)
+	}
+	if s.Auth, err = auth.Open(e); err != nil {
+		return nil, fmt.Errorf("open users and roles: %w", err)
 	}
 	if s.Members, err = member.Open(e); err != nil {
 		return nil, fmt.Errorf("open the members: %w", err)

@@ -84,7 +84,7 @@ func TestScenarios(t *testing.T) {
 
 func apply(t *testing.T, s *State, input string) string {
 	t.Helper()
-	p := &parser{t: t, lines: strings.Split(strings.TrimSpace(input), "\n")}
+	p := &parser{t: t, lines: strings.Split(strings.TrimSpace(input), "\n"), revision: s.Auth.Published().Settings().Revision}
 	var commands []*command.Command
 	for len(p.lines) > 0 {
 		commands = append(commands, p.command())
@@ -111,6 +111,9 @@ func apply(t *testing.T, s *State, input string) string {
 	for _, l := range out.Leases {
 		fmt.Fprintf(&b, "lease %+v\n", l)
 	}
+	for _, token := range out.Tokens {
+		fmt.Fprintf(&b, "token %+v\n", token)
+	}
 	return b.String()
 }
 
@@ -136,6 +139,7 @@ func dump(t *testing.T, s *State) string {
 	for _, a := range s.Alarms.All() {
 		fmt.Fprintf(&b, "alarm %+v\n", a)
 	}
+	b.WriteString(dumpAuth(s))
 	for _, m := range s.Members.All() {
 		fmt.Fprintf(&b, "member %+v\n", m)
 	}
@@ -160,6 +164,9 @@ func result(r command.Result) string {
 	}
 	if r.DeleteRange != nil {
 		s += deleted(r.DeleteRange)
+	}
+	if r.Token != "" {
+		s += " token " + r.Token
 	}
 	if r.Txn != nil {
 		s += txnResult(r.Txn)
@@ -213,9 +220,12 @@ func txnResult(t *command.TxnResult) string {
 //	else
 //	OP...
 //	end
+//
+// Before a command, @NAME says in whose name it is made, and @NAME:REVISION also under which auth revision.
 type parser struct {
-	t     *testing.T
-	lines []string
+	t        *testing.T
+	lines    []string
+	revision uint64 // of users and roles, for those who name none
 }
 
 func (p *parser) next() []string {
@@ -237,7 +247,21 @@ func (p *parser) number(s string) int64 {
 
 func (p *parser) command() *command.Command {
 	f := p.next()
+	if who, ok := strings.CutPrefix(f[0], "@"); ok {
+		name, revision, given := strings.Cut(who, ":")
+		c := p.commandOf(f[1:])
+		if c.User, c.AuthRevision = name, p.revision; given {
+			c.AuthRevision = uint64(p.number(revision))
+		}
+		return c
+	}
+	return p.commandOf(f)
+}
+
+func (p *parser) commandOf(f []string) *command.Command {
 	switch f[0] {
+	case "auth":
+		return &command.Command{Auth: p.auth(f[1:])}
 	case "grant":
 		return &command.Command{LeaseGrant: &command.LeaseGrant{ID: kv.LeaseID(p.number(f[1])), TTL: p.number(f[2])}}
 	case "revoke":

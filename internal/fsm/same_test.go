@@ -50,7 +50,17 @@ func randomOp(r *rand.Rand) command.Op {
 }
 
 func randomCommand(r *rand.Rand, revision int64) *command.Command {
-	switch r.IntN(13) {
+	c := randomRequest(r, revision)
+	if r.IntN(4) > 0 {
+		c.User, c.AuthRevision = []string{"root", "u1", "u2"}[r.IntN(3)], r.Uint64N(200)
+	}
+	return c
+}
+
+func randomRequest(r *rand.Rand, revision int64) *command.Command {
+	switch r.IntN(17) {
+	case 13, 14, 15, 16:
+		return &command.Command{Auth: randomAuth(r)}
 	case 0:
 		return &command.Command{LeaseGrant: &command.LeaseGrant{ID: kv.LeaseID(r.IntN(6)), TTL: r.Int64N(100)}}
 	case 1:

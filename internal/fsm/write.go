@@ -11,11 +11,17 @@ import (
 // refusals are the errors that a command may meet by its own fault. All others are the engine's and stop the member.
 var refusals = []error{
 	kv.ErrKeyNotFound, kv.ErrLeaseNotFound, kv.ErrLeaseExists, kv.ErrLeaseTTLTooLong, kv.ErrCompacted, kv.ErrFutureRevision,
+	kv.ErrPermissionDenied, kv.ErrAuthOldRevision, kv.ErrUserEmpty, kv.ErrUserNotFound, kv.ErrUserExists, kv.ErrRoleEmpty,
+	kv.ErrRoleNotFound, kv.ErrRoleExists, kv.ErrRoleNotGranted, kv.ErrPermissionNotGranted, kv.ErrRootUserNotExist,
+	kv.ErrRootRoleNotExist, kv.ErrAuthFailed, kv.ErrNoPasswordUser, kv.ErrAuthNotEnabled, kv.ErrInvalidAuthMgmt,
 	kv.ErrTooManyRequests, // too many alarms
 }
 
 // refusal splits an error into what refuses a command and what stops the member.
 func refusal(err error) (refused, fatal error) {
+	if err == nil {
+		return nil, nil
+	}
 	for _, r := range refusals {
 		if errors.Is(err, r) {
 			return r, nil

@@ -15,6 +15,8 @@ import (
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	etcdgw "go.etcd.io/etcd/api/v3/etcdserverpb/gw"
+	electiongw "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb/gw"
+	lockgw "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb/gw"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -40,6 +42,9 @@ type Options struct {
 	NoJSON bool // --enable-grpc-gateway=false
 	Pprof  bool // --enable-pprof
 
+	CORS          []string // origins that browsers may call from; empty, or with a star: all
+	HostWhitelist []string // names that plain HTTP requests may carry; empty, or with a star: all
+
 	// SilentTimeout is how long a connection may wait before it shows its protocol, and a request of HTTP/1 before its
 	// header is whole. 0: 30 s.
 	SilentTimeout time.Duration
@@ -57,6 +62,8 @@ type Server struct {
 	conn      *grpc.ClientConn
 	splitters []*splitter
 
+	life   context.Context // ends when websockets must
+	end    context.CancelFunc
 	done   sync.WaitGroup
 	failed chan error
 }
@@ -73,6 +80,7 @@ func Start(o Options) (*Server, error) {
 		o.CheckTimeout = 7 * time.Second
 	}
 	s := &Server{o: o, grpc: rpc.NewServer(o.Services, o.GRPC), failed: make(chan error, 1)}
+	s.life, s.end = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	s.pages(mux)
 	mux.HandleFunc("/version", serveVersion)
@@ -85,9 +93,9 @@ func Start(o Options) (*Server, error) {
 		if err != nil {
 			return nil, err
 		}
-		mux.Handle("/v3/", h)
+		mux.Handle("/v3/", s.websockets(h))
 	}
-	s.http = s.httpServer(frontPage(mux))
+	s.http = s.httpServer(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux})
 	monitor := http.NewServeMux()
 	s.pages(monitor)
 	s.monitor = s.httpServer(monitor)
@@ -172,6 +180,7 @@ func (s *Server) json() (http.Handler, error) {
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
 		etcdgw.RegisterKVHandler, etcdgw.RegisterWatchHandler, etcdgw.RegisterLeaseHandler,
 		etcdgw.RegisterClusterHandler, etcdgw.RegisterMaintenanceHandler, etcdgw.RegisterAuthHandler,
+		lockgw.RegisterLockHandler, electiongw.RegisterElectionHandler,
 	} {
 		if err := register(context.Background(), mux, conn); err != nil {
 			return nil, fmt.Errorf("gateway: join the JSON gateway: %w", err)
@@ -216,6 +225,7 @@ func (s *Server) Stop(ctx context.Context) {
 	}
 	s.grpc.Stop()
 	<-ended
+	s.end()
 	if s.conn != nil {
 		_ = s.conn.Close()
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/pprof"
-	"strings"
 
 	"go.etcd.io/etcd/api/v3/version"
 
@@ -48,25 +47,4 @@ func registerPprof(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-}
-
-// frontPage does what etcd does to every HTTP request: old paths of the gateway lead to the new, any origin is allowed,
-// and OPTIONS is answered at once.
-func frontPage(mux http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for _, old := range []string{"/v3beta/", "/v3alpha/"} {
-			if rest, ok := strings.CutPrefix(r.URL.Path, old); ok {
-				r.URL.Path, r.URL.RawPath = "/v3/"+rest, ""
-			}
-		}
-		h := w.Header()
-		h.Set("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE")
-		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Allow-Headers", "accept, content-type, authorization")
-		if r.Method == http.MethodOptions {
-			w.WriteHeader(http.StatusOK)
-			return
-		}
-		mux.ServeHTTP(w, r)
-	})
 }

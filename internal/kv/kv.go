@@ -93,6 +93,22 @@ func (r Range) Covers(o Range) bool {
 	return r.FromKey() || !o.FromKey() && bytes.Compare(o.End, r.End) <= 0
 }
 
+// Access is what a permission allows. The numbers are those of authpb.Permission_Type; others allow nothing.
+type Access int32
+
+// The kinds of access.
+const (
+	Read Access = iota
+	Write
+	ReadWrite
+)
+
+// Permission allows access to the keys of a range.
+type Permission struct {
+	Range
+	Access Access
+}
+
 // SortTarget is what a range answer is ordered by. The numbers are those of RangeRequest_SortTarget.
 type SortTarget uint8
 

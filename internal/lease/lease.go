@@ -268,6 +268,33 @@ func (l *Leases) Keys(r engine.Reader, id kv.LeaseID) ([][]byte, error) {
 	return keys, nil
 }
 
+// Skim visits keys of a lease in order, beginning with the first. visit returns the key from which to go on (nil: there
+// is nothing to look at behind it), or an error, which ends the walk and is returned. So whoever can tell that whole spans
+// of keys are of no interest passes over them without reading them.
+func (l *Leases) Skim(r engine.Reader, id kv.LeaseID, visit func(key []byte) (next []byte, err error)) error {
+	prefix := engine.AppendAttachment(nil, id, nil)
+	it, err := r.NewIter(engine.PrefixBounds(prefix))
+	if err != nil {
+		return fmt.Errorf("skim the keys of lease %x: %w", id, err)
+	}
+	defer it.Close()
+	for ok := it.First(); ok; {
+		_, key, err := engine.DecodeAttachment(it.Key())
+		if err != nil {
+			return err
+		}
+		next, err := visit(key)
+		if err != nil {
+			return err
+		}
+		if next == nil {
+			return nil
+		}
+		ok = it.SeekGE(append(prefix[:len(prefix):len(prefix)], next...))
+	}
+	return it.Err()
+}
+
 func (l *Leases) attached(r engine.Reader, id kv.LeaseID, visit func(row []byte) error) error {
 	it, err := r.NewIter(engine.PrefixBounds(engine.AppendAttachment(nil, id, nil)))
 	if err != nil {

@@ -18,7 +18,6 @@ import (
 
 // notOurs are the metrics of a fresh etcd 3.7.3 that there is nothing here to fill with.
 var notOurs = map[string]string{
-	"etcd_debugging_auth_revision":                                  "comes with authentication",
 	"etcd_debugging_disk_backend_commit_rebalance_duration_seconds": "a B+tree's",
 	"etcd_debugging_disk_backend_commit_spill_duration_seconds":     "a B+tree's",
 	"etcd_debugging_disk_backend_commit_write_duration_seconds":     "a B+tree's",
@@ -39,7 +38,7 @@ func filled() *metrics.Metrics {
 	u64 := func() uint64 { return 0 }
 	m.Join(metrics.Sources{
 		MemberID: 0xabc, Peers: func() []uint64 { return []uint64{0xabc} },
-		HasLeader: no, IsLeader: no, IsLearner: no, Committed: u64, Applied: u64, Pending: zero, QuotaBytes: z64, LeasesRenewed: z64, LeasesExpired: z64,
+		HasLeader: no, IsLeader: no, IsLearner: no, Committed: u64, Applied: u64, AuthRevision: u64, Pending: zero, QuotaBytes: z64, LeasesRenewed: z64, LeasesExpired: z64,
 		Revision: z64, CompactRevision: z64, Keys: z64, DBBytes: z64, DBInUseBytes: z64, OpenReads: zero,
 		WatchStreams: zero, Watchers: zero, SlowWatchers: zero, PendingEvents: zero,
 		Alarms: func() []metrics.AlarmOf { return []metrics.AlarmOf{{MemberID: 0xabc, Type: "NOSPACE"}} },

@@ -16,6 +16,7 @@ type Sources struct {
 
 	HasLeader, IsLeader, IsLearner func() bool
 	Committed, Applied             func() uint64
+	AuthRevision                   func() uint64
 	Pending                        func() int // proposals that wait for their result
 	QuotaBytes                     func() int64
 
@@ -58,6 +59,7 @@ func (m *Metrics) Join(s Sources) {
 	truth(m, "etcd_server_is_learner", "1 if this member is a learner.", s.IsLearner)
 	number(m, "etcd_server_proposals_committed_total", "The committed index of the log.", s.Committed)
 	number(m, "etcd_server_proposals_applied_total", "The applied index of the log.", s.Applied)
+	number(m, "etcd_debugging_auth_revision", "The revision of users and roles.", s.AuthRevision)
 	number(m, "etcd_server_proposals_pending", "Proposals that wait for their result.", s.Pending)
 	m.counterFunc("etcd_debugging_lease_renewed_total", "Renewals seen by the leader.", s.LeasesRenewed)
 	m.counterFunc("etcd_debugging_server_lease_expired_total", "Leases that expired.", s.LeasesExpired)

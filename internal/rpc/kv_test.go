@@ -238,16 +238,13 @@ func TestCallsThatComeLater(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, err := pb.NewAuthClient(conn).UserAdd(within(t), &pb.AuthUserAddRequest{})
-	later("Auth.UserAdd", err)
-	_, err = pb.NewClusterClient(conn).MemberAdd(within(t), &pb.MemberAddRequest{})
+	_, err := pb.NewClusterClient(conn).MemberAdd(within(t), &pb.MemberAddRequest{})
 	later("Cluster.MemberAdd", err)
 	snap, err := pb.NewMaintenanceClient(conn).Snapshot(within(t), &pb.SnapshotRequest{})
 	if err == nil {
 		_, err = snap.Recv()
 	}
 	later("Maintenance.Snapshot", err)
-	later("Lock.Lock", conn.Invoke(within(t), "/v3lockpb.Lock/Lock", &pb.StatusRequest{}, &pb.StatusResponse{}))
 	for path, want := range map[string]string{
 		"/no.Such/Call": "unknown service no.Such", "/etcdserverpb.KV/Such": "unknown method Such for service etcdserverpb.KV",
 	} {

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -59,35 +58,38 @@ func alarmsPB(alarms []kv.Alarm) []*pb.AlarmMember {
 // Alarm answers Maintenance.Alarm: it raises or clears an alarm of any member, whether there is such a member or not, or
 // lists the alarms of one kind or all; as in etcd, whose list goes through the log, never a stale one.
 func (s *Services) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if err := s.pass(ctx, alarmGate(r)); err != nil {
+		return nil, err
+	}
+	if r.Action != pb.AlarmRequest_GET {
+		return s.changeAlarm(ctx, r)
+	}
 	begin := time.Now()
-	alarms, err := s.alarm(ctx, r)
+	err := s.b.ReadBarrier(ctx)
 	s.took("Alarm", err, begin)
 	if err != nil {
 		return nil, toStatus(err)
 	}
-	return &pb.AlarmResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision()), Alarms: alarmsPB(alarms)}, nil
+	out := &pb.AlarmResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision())}
+	for _, a := range s.alarms() {
+		if r.Alarm == pb.AlarmType_NONE || r.Alarm == a.Alarm {
+			out.Alarms = append(out.Alarms, a)
+		}
+	}
+	return out, nil
 }
 
-func (s *Services) alarm(ctx context.Context, r *pb.AlarmRequest) ([]kv.Alarm, error) {
-	if r.Action == pb.AlarmRequest_GET {
-		if err := s.b.ReadBarrier(ctx); err != nil {
-			return nil, err
-		}
-		var raised []kv.Alarm
-		for _, a := range s.b.Alarms() {
-			if r.Alarm == pb.AlarmType_NONE || pb.AlarmType(a.Type) == r.Alarm {
-				raised = append(raised, a)
-			}
-		}
-		return raised, nil
-	}
+func (s *Services) changeAlarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if r.Action != pb.AlarmRequest_ACTIVATE && r.Action != pb.AlarmRequest_DEACTIVATE {
 		return nil, status.Errorf(codes.InvalidArgument, "trivet: alarm action %d is none of GET, ACTIVATE, DEACTIVATE", r.Action)
 	}
-	res, err := s.b.Propose(ctx, &command.Command{Alarm: &command.Alarm{
+	res, err := s.propose(ctx, "Alarm", &command.Command{Alarm: &command.Alarm{
 		Alarm: kv.Alarm{Type: kv.AlarmType(r.Alarm), MemberID: r.MemberID}, Raise: r.Action == pb.AlarmRequest_ACTIVATE,
 	}})
-	return res.Alarms, errors.Join(err, res.Err)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.AlarmResponse{Header: headerPB(s.b.Header(), res.Revision), Alarms: alarmsPB(res.Alarms)}, nil
 }
 
 // Defragment answers Maintenance.Defragment. There is nothing to defragment; as in etcd the answer has no header.

@@ -8,6 +8,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
@@ -105,7 +107,8 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			f = missing(desc.ServiceName, m.MethodName)
 		}
 		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
+		h := s.unaryHandler(call, gateOf(desc.ServiceName, m.MethodName), f)
+		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: h})
 	}
 	for _, m := range desc.Streams {
 		f := streams[m.StreamName]
@@ -117,10 +120,20 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			kind = "bidi_stream"
 		}
 		call := s.m.Call(kind, desc.ServiceName, m.StreamName)
-		m.Handler = s.streamHandler(call, f)
+		m.Handler = s.streamHandler(call, gateOf(desc.ServiceName, m.StreamName), f)
 		out.Streams = append(out.Streams, m)
 	}
 	gs.RegisterService(&out, s)
+}
+
+// gateOf panics for a method that nobody has decided about, which the start of every server does then.
+func gateOf(service, method string) gate {
+	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
+	g, ok := gates[name]
+	if !ok {
+		panic("rpc: who may call " + name + "? It needs a line in gates")
+	}
+	return g
 }
 
 // Register adds etcd's services to a grpc server whose codec is Codec.
@@ -152,9 +165,21 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		"MoveLeader": unary(s.MoveLeader),
 	}, nil)
 	add(pb.Auth_ServiceDesc, map[string]unaryMethod{
-		"AuthStatus":   unary(s.AuthStatus),
-		"Authenticate": unary(s.Authenticate),
+		"AuthEnable": unary(s.AuthEnable), "AuthDisable": unary(s.AuthDisable),
+		"AuthStatus": unary(s.AuthStatus), "Authenticate": unary(s.Authenticate),
+		"UserAdd": unary(s.UserAdd), "UserGet": unary(s.UserGet), "UserList": unary(s.UserList), "UserDelete": unary(s.UserDelete),
+		"UserChangePassword": unary(s.UserChangePassword), "UserGrantRole": unary(s.UserGrantRole),
+		"UserRevokeRole": unary(s.UserRevokeRole),
+		"RoleAdd":        unary(s.RoleAdd), "RoleGet": unary(s.RoleGet), "RoleList": unary(s.RoleList), "RoleDelete": unary(s.RoleDelete),
+		"RoleGrantPermission": unary(s.RoleGrantPermission), "RoleRevokePermission": unary(s.RoleRevokePermission),
 	}, nil)
+	add(v3lockpb.Lock_ServiceDesc, map[string]unaryMethod{"Lock": unary(s.Lock), "Unlock": unary(s.Unlock)}, nil)
+	add(v3electionpb.Election_ServiceDesc, map[string]unaryMethod{
+		"Campaign": unary(s.Campaign),
+		"Proclaim": unary(s.Proclaim),
+		"Leader":   unary(s.Leader),
+		"Resign":   unary(s.Resign),
+	}, map[string]streamMethod{"Observe": s.serveObserve})
 }
 
 // unaryMethod decodes a request, says whether a learner takes it, and answers it.
@@ -181,14 +206,17 @@ func unaryIf[Req, Resp any](learnerMay func(*Req) bool, f func(context.Context, 
 	}
 }
 
-func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHandler {
+func (s *Services) unaryHandler(call *metrics.Call, g gate, f unaryMethod) grpc.MethodHandler {
 	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		begin := time.Now()
 		call.Started.Inc()
 		out, err := f(ctx, func(learnerMay bool) error {
 			call.Received.Inc()
 			call.Sent.Inc() // as etcd counts: an error is an answer too
-			return s.Admit(Unary, callerOf(ctx), learnerMay)
+			if err := s.Admit(Unary, callerOf(ctx), learnerMay); err != nil {
+				return err
+			}
+			return s.pass(ctx, g)
 		}, decode)
 		call.Handled(status.Code(err), time.Since(begin))
 		return out, err
@@ -198,12 +226,15 @@ func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHa
 // streamMethod serves one stream. ctx is of StreamContext.
 type streamMethod func(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error
 
-func (s *Services) streamHandler(call *metrics.Call, f streamMethod) grpc.StreamHandler {
+func (s *Services) streamHandler(call *metrics.Call, g gate, f streamMethod) grpc.StreamHandler {
 	return func(_ any, stream grpc.ServerStream) error {
 		begin := time.Now()
 		call.Started.Inc()
 		caller := callerOf(stream.Context())
 		err := s.Admit(Stream, caller, false)
+		if err == nil {
+			err = s.pass(stream.Context(), g)
+		}
 		if err == nil {
 			ctx, cancel := s.StreamContext(stream.Context(), caller)
 			err = f(ctx, stream, call)
@@ -234,6 +265,18 @@ func (s *Services) serveRangeStream(ctx context.Context, stream grpc.ServerStrea
 	return s.RangeStream(ctx, r, func(a *Answer) error {
 		call.Sent.Inc()
 		return stream.SendMsg(a)
+	})
+}
+
+func (s *Services) serveObserve(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+	r := new(v3electionpb.LeaderRequest)
+	if err := stream.RecvMsg(r); err != nil {
+		return err
+	}
+	call.Received.Inc()
+	return s.Observe(ctx, r, func(l *v3electionpb.LeaderResponse) error {
+		call.Sent.Inc()
+		return stream.SendMsg(l)
 	})
 }
 
@@ -298,15 +341,10 @@ func missingStream(service, method string) streamMethod {
 	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
 }
 
-// unknown answers calls of services and methods that are not registered: those of etcd's that come later say so, the rest
-// get grpc-go's own texts.
+// unknown answers calls of services and methods that are not registered, in grpc-go's own texts.
 func unknown(known map[string]grpc.ServiceInfo, stream grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(stream)
 	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
-	switch service {
-	case "v3lockpb.Lock", "v3electionpb.Election":
-		return unimplemented(service[strings.LastIndexByte(service, '.')+1:] + "." + method)
-	}
 	if _, ok := known[service]; ok {
 		return status.Errorf(codes.Unimplemented, "unknown method %v for service %v", method, service)
 	}

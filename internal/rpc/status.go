@@ -41,6 +41,25 @@ var statusTable = []struct {
 	// Not in etcd's own table, so that its text arrives with the code Unknown.
 	{kv.ErrLeaderTransferTimeout, status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")},
 	{kv.ErrBadLeaderTransferee, rpctypes.ErrGRPCBadLeaderTransferee},
+	{kv.ErrRootUserNotExist, rpctypes.ErrGRPCRootUserNotExist},
+	{kv.ErrRootRoleNotExist, rpctypes.ErrGRPCRootRoleNotExist},
+	{kv.ErrUserExists, rpctypes.ErrGRPCUserAlreadyExist},
+	{kv.ErrUserEmpty, rpctypes.ErrGRPCUserEmpty},
+	{kv.ErrUserNotFound, rpctypes.ErrGRPCUserNotFound},
+	{kv.ErrRoleExists, rpctypes.ErrGRPCRoleAlreadyExist},
+	{kv.ErrRoleNotFound, rpctypes.ErrGRPCRoleNotFound},
+	{kv.ErrRoleEmpty, rpctypes.ErrGRPCRoleEmpty},
+	{kv.ErrAuthFailed, rpctypes.ErrGRPCAuthFailed},
+	// Not in etcd's own table either, and with the text of its store.
+	{kv.ErrNoPasswordUser, status.Error(codes.Unknown, "auth: authentication failed, password was given for no password user")},
+	{kv.ErrPermissionNotGiven, rpctypes.ErrGRPCPermissionNotGiven},
+	{kv.ErrPermissionDenied, rpctypes.ErrGRPCPermissionDenied},
+	{kv.ErrRoleNotGranted, rpctypes.ErrGRPCRoleNotGranted},
+	{kv.ErrPermissionNotGranted, rpctypes.ErrGRPCPermissionNotGranted},
+	{kv.ErrAuthNotEnabled, rpctypes.ErrGRPCAuthNotEnabled},
+	{kv.ErrAuthOldRevision, rpctypes.ErrGRPCAuthOldRevision},
+	{kv.ErrInvalidAuthToken, rpctypes.ErrGRPCInvalidAuthToken},
+	{kv.ErrInvalidAuthMgmt, rpctypes.ErrGRPCInvalidAuthMgmt},
 	{kv.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
 }
 

@@ -43,6 +43,9 @@ type listeners struct {
 	Events    func(revision int64, events []kv.Event)
 	Leases    func([]fsm.LeaseChange)
 	Compacted func(revision int64) <-chan struct{}
+	// Tokens is told of a token before whoever asked for it; it may be nil. Auth is told that users and roles changed.
+	Tokens func(fsm.Token)
+	Auth   func()
 	// Applied is told last, for metrics. It may be nil, and must not keep the outcome.
 	Applied func(out *fsm.Outcome, took time.Duration)
 	// Replaced is called when a checkpoint of another member took the place of the state.
@@ -101,11 +104,19 @@ func (m *machine) Apply(entries []command.Entry) error {
 	if len(out.Leases) > 0 {
 		m.listeners.Leases(out.Leases)
 	}
+	if m.listeners.Tokens != nil {
+		for _, t := range out.Tokens {
+			m.listeners.Tokens(t)
+		}
+	}
 	// Results go first: who waits for one is served while the watch hub sorts the events.
 	for i := range out.Results {
 		r := &out.Results[i]
 		r.Result.Compacted = compacted
 		m.waiters.done(r.ID, r.Result)
+	}
+	if out.AuthChanged {
+		m.listeners.Auth()
 	}
 	if len(out.Events) > 0 {
 		m.listeners.Events(out.Revision, out.Events)

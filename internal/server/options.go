@@ -20,6 +20,8 @@ import (
 type Options struct {
 	FS      vfs.FS // nil: the operating system's
 	DataDir string
+	LogDir  string // a directory of its own for the log, absolute; empty: in DataDir
+	NoFsync bool   // wait for no disk: a crash of the machine loses what was acknowledged
 
 	Name       string
 	PeerURLs   []string // where the other members reach this one
@@ -44,6 +46,9 @@ type Options struct {
 
 	// WatchProgress is how often a watcher that asked for it hears of the revision while nothing happens; 0: 10 minutes.
 	WatchProgress time.Duration
+
+	// OnToken is told of each simple token that the log makes; nil: nobody is. It must return at once.
+	OnToken func(fsm.Token)
 
 	// Origin is a random number, another one at each start.
 	Origin uint64
@@ -95,6 +100,9 @@ type Observer struct {
 func (o *Options) setDefaults() {
 	if o.FS == nil {
 		o.FS = vfs.Default
+	}
+	if o.NoFsync {
+		o.FS = noFsync{o.FS}
 	}
 	if o.Tick == 0 {
 		o.Tick = 100 * time.Millisecond

@@ -43,8 +43,9 @@ type Member struct {
 	jobs      *leader.Jobs
 	compactor *compactor.Driver
 
-	leadership leadership
-	failed     chan error // gives the first error after which the member cannot go on
+	leadership  leadership
+	authChanged broadcast
+	failed      chan error // gives the first error after which the member cannot go on
 
 	stopOnce sync.Once
 	life     context.Context // ends when the member stops
@@ -80,6 +81,9 @@ func Start(o Options) (*Member, error) {
 	}
 	m.dir = dir
 	undo = append(undo, dir.Close, m.leaveNetwork)
+	if err := dir.UseLog(o.LogDir); err != nil {
+		return fail(err)
+	}
 	if err := m.openDir(); err != nil {
 		return fail(err)
 	}
@@ -156,9 +160,12 @@ func (m *Member) startListeners() {
 		Leases:    m.leasesChanged,
 		Compacted: m.compactor.Done,
 		Applied:   m.options.Observer.Applied,
+		Tokens:    m.options.OnToken,
+		Auth:      m.authChanged.tell,
 		Replaced: func(s *fsm.State) {
 			m.hub.Reset(s.Store)
 			m.compactor.Reset(s.Store)
+			m.authChanged.tell()
 		},
 	}
 }
