@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -39,10 +41,19 @@ func (s *Services) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusRes
 	if st.Leader == 0 {
 		out.Errors = append(out.Errors, "etcdserver: no leader")
 	}
-	for _, a := range s.alarms() {
-		out.Errors = append(out.Errors, a.String())
+	for _, a := range s.b.Alarms() {
+		out.Errors = append(out.Errors, alarmText(a))
 	}
 	return out, nil
+}
+
+// alarmText is the alarm in the text form of protobuf, without the second space that Go's printer puts in at whim.
+func alarmText(a kv.Alarm) string {
+	var fields []string
+	if a.MemberID != 0 {
+		fields = append(fields, fmt.Sprintf("memberID:%d", a.MemberID))
+	}
+	return strings.Join(append(fields, "alarm:"+a.Type.String()), " ")
 }
 
 func (s *Services) alarms() []*pb.AlarmMember { return alarmsPB(s.b.Alarms()) }
