@@ -13,6 +13,8 @@ import (
 type Sources struct {
 	MemberID uint64
 	Peers    func() []uint64 // ids of all members, this one included
+	// ClusterVersion is X.Y of what the whole cluster serves; empty while it is not decided.
+	ClusterVersion func() string
 
 	HasLeader, IsLeader, IsLearner func() bool
 	Committed, Applied             func() uint64
@@ -89,8 +91,28 @@ func (m *Metrics) Join(s Sources) {
 			alarms: s.Alarms,
 		})
 	}
+	if s.ClusterVersion != nil {
+		m.registry.MustRegister(versionCollector{
+			desc: prometheus.NewDesc("etcd_cluster_version", "The version that the whole cluster serves.", []string{"cluster_version"}, nil),
+			of:   s.ClusterVersion,
+		})
+	}
 	for _, o := range s.Own {
 		m.gaugeFunc("trivet_"+o.Name, o.Help, o.Value)
+	}
+}
+
+// versionCollector shows the version of the moment.
+type versionCollector struct {
+	desc *prometheus.Desc
+	of   func() string
+}
+
+func (v versionCollector) Describe(c chan<- *prometheus.Desc) { c <- v.desc }
+
+func (v versionCollector) Collect(c chan<- prometheus.Metric) {
+	if version := v.of(); version != "" {
+		c <- prometheus.MustNewConstMetric(v.desc, prometheus.GaugeValue, 1, version)
 	}
 }
 

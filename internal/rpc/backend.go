@@ -45,6 +45,15 @@ type Backend interface {
 
 	// Members lists the members of the cluster as this member has applied it, in the order of their ids.
 	Members() []Member
+	// AddMember, RemoveMember, UpdateMember and PromoteMember change the members and wait until this member has applied
+	// it. Their errors are those of package kv about members, kv.ErrUnhealthy, and Propose's.
+	AddMember(ctx context.Context, peerURLs []string, learner bool) (id uint64, err error)
+	RemoveMember(ctx context.Context, id uint64) error
+	UpdateMember(ctx context.Context, id uint64, peerURLs []string) error
+	PromoteMember(ctx context.Context, id uint64) error
+	// ClusterVersion is the version that the whole cluster serves, as X.Y.0, empty while it is not decided, and whether it
+	// is to go back.
+	ClusterVersion() (string, Downgrade)
 	Status() Status
 
 	// Alarms lists the alarms that are raised, in the cluster's state as this member has applied it.
@@ -93,4 +102,10 @@ type Status struct {
 	DBInUse     int64 // bytes of live tables
 	Quota       int64 // bytes; etcd's default when no quota is set
 	Learner     bool
+}
+
+// Downgrade says whether the cluster is being taken to an earlier version, X.Y.0.
+type Downgrade struct {
+	Enabled bool
+	Target  string
 }

@@ -17,13 +17,10 @@ import (
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
-// StorageVersion is what Status and /version tell of the format of the data, for tools that look at it; it is etcd's,
-// not that of the files here.
-const StorageVersion = "3.7.0"
-
 // Status answers Maintenance.Status.
 func (s *Services) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
 	st := s.b.Status()
+	cluster, down := s.b.ClusterVersion()
 	out := &pb.StatusResponse{
 		Header:           headerPB(s.b.Header(), s.b.Store().Revision()),
 		Version:          version.Version,
@@ -35,8 +32,8 @@ func (s *Services) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusRes
 		DbSizeInUse:      st.DBInUse,
 		DbSizeQuota:      st.Quota,
 		IsLearner:        st.Learner,
-		StorageVersion:   StorageVersion,
-		DowngradeInfo:    &pb.DowngradeInfo{},
+		StorageVersion:   StorageVersion(cluster),
+		DowngradeInfo:    &pb.DowngradeInfo{Enabled: down.Enabled, TargetVersion: down.Target},
 	}
 	if st.Leader == 0 {
 		out.Errors = append(out.Errors, "etcdserver: no leader")

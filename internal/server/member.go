@@ -68,14 +68,10 @@ func (m *Member) Learner() bool { return m.replica.Status().Learner }
 
 // Members lists the members in the order of their ids.
 func (m *Member) Members() []rpc.Member {
-	learners := make(map[uint64]bool)
-	for _, id := range m.replica.Status().Learners {
-		learners[id] = true
-	}
 	var out []rpc.Member
 	for _, p := range m.machine.state.Load().Members.All() {
 		out = append(out, rpc.Member{
-			ID: p.ID, Name: p.Name, PeerURLs: p.PeerURLs, ClientURLs: p.ClientURLs, Learner: learners[p.ID],
+			ID: p.ID, Name: p.Name, PeerURLs: p.PeerURLs, ClientURLs: p.ClientURLs, Learner: p.Learner,
 		})
 	}
 	return out

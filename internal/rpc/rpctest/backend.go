@@ -196,6 +196,26 @@ func (b *Backend) Members() []rpc.Member {
 	return out
 }
 
+// AddMember and its sisters refuse: there is no raft here.
+func (b *Backend) AddMember(context.Context, []string, bool) (uint64, error) {
+	return 0, kv.ErrUnhealthy
+}
+
+// RemoveMember refuses.
+func (b *Backend) RemoveMember(context.Context, uint64) error { return kv.ErrNotEnoughStarted }
+
+// UpdateMember refuses.
+func (b *Backend) UpdateMember(context.Context, uint64, []string) error { return kv.ErrMemberNotFound }
+
+// PromoteMember refuses.
+func (b *Backend) PromoteMember(context.Context, uint64) error { return kv.ErrMemberNotLearner }
+
+// ClusterVersion is 3.7.0.
+func (b *Backend) ClusterVersion() (string, rpc.Downgrade) {
+	d := b.state.Members.Downgrade()
+	return "3.7.0", rpc.Downgrade{Enabled: d.Enabled, Target: d.Target}
+}
+
 // Status is made up but for the index.
 func (b *Backend) Status() rpc.Status {
 	b.mu.Lock()
