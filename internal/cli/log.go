@@ -4,50 +4,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/trivet-kv/trivet/internal/config"
 )
-
-// openLog makes the logger that the settings ask for. closeFiles closes the files among its outputs.
-func openLog(c *config.Config, stdout, stderr io.Writer) (l *slog.Logger, closeFiles func(), err error) {
-	var outputs []io.Writer
-	var files []*os.File
-	closeFiles = func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}
-	for _, o := range c.LogOutputs {
-		switch o {
-		case "stderr":
-			outputs = append(outputs, stderr)
-		case "stdout":
-			outputs = append(outputs, stdout)
-		default:
-			f, err := os.OpenFile(o, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
-			if err != nil {
-				closeFiles()
-				return nil, nil, fmt.Errorf("--log-outputs=%s: %w; name a file that can be written", strings.Join(c.LogOutputs, ","), err)
-			}
-			files = append(files, f)
-			outputs = append(outputs, f)
-		}
-	}
-	w := outputs[0]
-	if len(outputs) > 1 {
-		w = io.MultiWriter(outputs...)
-	}
-	return slog.New(newLogHandler(w, c.LogLevel, c.LogFormat == "console")), closeFiles, nil
-}
 
 // logHandler writes lines in the form of etcd's: {"level","ts","caller","msg",…} or, for people, the same in columns.
 type logHandler struct {
@@ -56,6 +21,9 @@ type logHandler struct {
 	fields  slog.Handler // writes the attributes, and nothing else, as one JSON object into buf
 	*logOutput
 }
+
+// logTime is the form of times in the log.
+const logTime = "2006-01-02T15:04:05.000000Z0700"
 
 // logOutput is shared by all handlers derived from one.
 type logOutput struct {
@@ -70,7 +38,7 @@ func newLogHandler(w io.Writer, level slog.Level, console bool) *logHandler {
 	return &logHandler{level: level, console: console, fields: fields, logOutput: out}
 }
 
-// replaceAttr drops slog's own attributes, which Handle writes, and writes durations as etcd does: 1.5s.
+// replaceAttr drops slog's own attributes, which Handle writes, and writes durations and times as etcd does: 1.5s, and as ts.
 func replaceAttr(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) == 0 {
 		switch a.Key {
@@ -78,8 +46,11 @@ func replaceAttr(groups []string, a slog.Attr) slog.Attr {
 			return slog.Attr{}
 		}
 	}
-	if a.Value.Kind() == slog.KindDuration {
+	switch a.Value.Kind() {
+	case slog.KindDuration:
 		a.Value = slog.StringValue(a.Value.Duration().String())
+	case slog.KindTime:
+		a.Value = slog.StringValue(a.Value.Time().UTC().Format(logTime))
 	}
 	return a
 }
@@ -113,7 +84,7 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 	var line []byte
 	ts := r.Time.UTC()
 	if h.console {
-		line = ts.AppendFormat(line, "2006-01-02T15:04:05.000000Z0700")
+		line = ts.AppendFormat(line, logTime)
 		line = append(line, '\t')
 		line = append(line, levelName(r.Level)...)
 		line = append(line, '\t')
@@ -127,7 +98,7 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 		line = append(line, `{"level":"`...)
 		line = append(line, levelName(r.Level)...)
 		line = append(line, `","ts":"`...)
-		line = ts.AppendFormat(line, "2006-01-02T15:04:05.000000Z0700")
+		line = ts.AppendFormat(line, logTime)
 		line = append(line, `","caller":`...)
 		line = appendJSONString(line, caller(r.PC))
 		line = append(line, `,"msg":`...)
@@ -137,6 +108,9 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 		} else {
 			line = append(line, '}')
 		}
+	}
+	if j, ok := h.w.(*journalWriter); ok {
+		j.describe(r.Level, caller(r.PC))
 	}
 	_, err := h.w.Write(append(line, '\n'))
 	return err

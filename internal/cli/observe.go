@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/version"
+
 	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/metrics"
@@ -66,7 +68,12 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 var etcdOps = map[string]string{
 	"put": "Put", "delete_range": "DeleteRange", "txn": "Txn", "compact": "Compaction",
 	"lease_grant": "LeaseGrant", "lease_revoke": "LeaseRevoke", "lease_checkpoint": "LeaseCheckpoint",
-	"member_publish": "ClusterMemberAttrSet",
+	"member_publish": "ClusterMemberAttrSet", "cluster_version": "ClusterVersionSet", "downgrade": "DowngradeInfoSet",
+	"auth_enable": "AuthEnable", "auth_disable": "AuthDisable", "authenticate": "Authenticate",
+	"auth_user_add": "AuthUserAdd", "auth_user_delete": "AuthUserDelete", "auth_user_change_password": "AuthUserChangePassword",
+	"auth_user_grant_role": "AuthUserGrantRole", "auth_user_revoke_role": "AuthUserRevokeRole",
+	"auth_role_add": "AuthRoleAdd", "auth_role_delete": "AuthRoleDelete",
+	"auth_role_grant_permission": "AuthRoleGrantPermission", "auth_role_revoke_permission": "AuthRoleRevokePermission",
 }
 
 // observeApplied runs on the apply goroutine, after the batch was committed.
@@ -155,6 +162,10 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 			}
 			return ids
 		},
+		ClusterVersion: func() string {
+			v, _ := b.ClusterVersion()
+			return version.Cluster(v)
+		},
 		HasLeader:     func() bool { return b.Leader() != 0 },
 		IsLeader:      func() bool { return b.Leader() == b.Header().MemberID },
 		IsLearner:     b.Learner,
@@ -180,5 +191,6 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 		OpenReads:       b.OpenReads,
 		Revision:        func() int64 { return b.Store().Revision() },
 		CompactRevision: func() int64 { return b.Store().CompactRevision() },
+		AuthRevision:    func() uint64 { return b.Auth().Published().Settings().Revision },
 	})
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/datadir"
+	"github.com/trivet-kv/trivet/internal/server"
 )
 
 func (t terminal) serverCommand() *cobra.Command {
@@ -66,7 +67,14 @@ func (t terminal) server(args []string) error {
 		fmt.Fprintf(t.err, "trivet: %s\n", sentence(err))
 		os.Exit(1)
 	}
-	if err := serve(c, log, fatal); err != nil {
+	err = serve(c, log, fatal)
+	if errors.Is(err, server.ErrRemoved) {
+		// As etcd's, it ends with status 0: nothing is gained by starting it again.
+		note(err)
+		fmt.Fprintf(t.err, "trivet: %s\n", sentence(err))
+		return nil
+	}
+	if err != nil {
 		note(err)
 		return err
 	}
@@ -88,7 +96,7 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
 		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)
 	logNotes(log, c)
-	if err := checkFounding(c); err != nil {
+	if err := checkFounding(c, log); err != nil {
 		return err
 	}
 	n, err := startNode(c, log, fatal)
@@ -145,8 +153,12 @@ func stopOnSecond(signals <-chan os.Signal, log *slog.Logger) {
 }
 
 // checkFounding checks the settings that matter to a member that has no data yet; later they are not looked at.
-func checkFounding(c *config.Config) error {
+// The founding members are found now, if they are to be discovered.
+func checkFounding(c *config.Config, log *slog.Logger) error {
 	if _, err := datadir.Look(vfs.Default, c.DataDir); err == nil || errors.Is(err, datadir.ErrEtcd) {
+		return err
+	}
+	if err := discover(c, log); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

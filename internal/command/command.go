@@ -33,7 +33,15 @@ type Command struct {
 	LeaseRevoke     *LeaseRevoke
 	LeaseCheckpoint *LeaseCheckpoint
 	MemberPublish   *MemberPublish
-	Auth            *Auth
+
+	// The first three change with whom raft counts. They stand in an entry of raft's kind for that, alone (fsm.CheckConf).
+	MemberAdd      *MemberAdd
+	MemberRemove   *MemberRemove
+	MemberPromote  *MemberPromote
+	MemberUpdate   *MemberUpdate
+	ClusterVersion *ClusterVersion
+	Downgrade      *Downgrade
+	Auth           *Auth
 }
 
 // Put sets one key.

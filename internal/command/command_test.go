@@ -72,7 +72,7 @@ func randomOp(r *rand.Rand, depth int) Op {
 
 func randomCommand(r *rand.Rand) *Command {
 	c := &Command{ID: r.Uint64(), Time: r.Int64() - r.Int64(), User: string(randomBytes(r)), AuthRevision: r.Uint64()}
-	switch r.IntN(9) {
+	switch r.IntN(15) {
 	case 0:
 		c.Put = randomPut(r)
 	case 1:
@@ -101,6 +101,18 @@ func randomCommand(r *rand.Rand) *Command {
 		for range r.IntN(3) {
 			c.MemberPublish.ClientURLs = append(c.MemberPublish.ClientURLs, string(randomBytes(r)))
 		}
+	case 14:
+		c.MemberAdd = &MemberAdd{ID: r.Uint64(), Learner: r.IntN(2) == 0, MaxLearners: r.Uint64(), PeerURLs: []string{string(randomBytes(r)), "u"}}
+	case 9:
+		c.MemberRemove = &MemberRemove{ID: r.Uint64()}
+	case 10:
+		c.MemberPromote = &MemberPromote{ID: r.Uint64()}
+	case 11:
+		c.MemberUpdate = &MemberUpdate{ID: r.Uint64(), PeerURLs: []string{string(randomBytes(r)), "u"}}
+	case 12:
+		c.ClusterVersion = &ClusterVersion{Version: string(randomBytes(r))}
+	case 13:
+		c.Downgrade = &Downgrade{Enabled: r.IntN(2) == 0, Target: string(randomBytes(r))}
 	}
 	return c
 }

@@ -65,6 +65,9 @@ func (c *Command) Decode(b []byte) error {
 	case kindMemberPublish:
 		c.MemberPublish = d.memberPublish()
 	default:
+		if d.membership(kind, c) {
+			break
+		}
 		if op := AuthOp(kind); op >= firstAuth && op <= lastAuth {
 			c.Auth = d.auth(op)
 			break
@@ -237,12 +240,5 @@ func (d *decoder) leaseCheckpoint(grants bool) *LeaseCheckpoint {
 }
 
 func (d *decoder) memberPublish() *MemberPublish {
-	m := &MemberPublish{ID: d.uvarint(), Name: string(d.bytes())}
-	if n := d.count(); n > 0 {
-		m.ClientURLs = make([]string, n)
-	}
-	for i := range m.ClientURLs {
-		m.ClientURLs[i] = string(d.bytes())
-	}
-	return m
+	return &MemberPublish{ID: d.uvarint(), Name: string(d.bytes()), ClientURLs: d.strings()}
 }

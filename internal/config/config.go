@@ -24,17 +24,36 @@ import (
 type Config struct {
 	Name    string
 	DataDir string // never empty after Load: NAME.etcd unless given
+	WALDir  string // a directory of its own for the log; empty: in DataDir
 
-	ListenPeerURLs       []url.URL // http only, host is an IP address or localhost
+	ListenPeerURLs       []url.URL // of http and https the host is an IP address or localhost; unix and unixs have a path
 	ListenClientURLs     []url.URL
 	ListenClientHTTPURLs []url.URL // empty: HTTP is served on ListenClientURLs, beside gRPC
 	ListenMetricsURLs    []url.URL // empty: /metrics and /health are on the client URLs only
 	AdvertisePeerURLs    []url.URL
 	AdvertiseClientURLs  []url.URL
 
+	ClientTLS, PeerTLS     TLS
+	SelfSignedCertValidity uint     // years
+	CipherSuites           []uint16 // empty: those of Go
+	TLSMinVersion          uint16   // 0: TLS 1.2
+	TLSMaxVersion          uint16   // 0: the newest
+	SocketReusePort        bool
+	SocketReuseAddress     bool
+
 	InitialCluster      []InitialMember // sorted by name; checked by CheckBootstrap, not by Load
 	InitialClusterState string          // "new" or "existing"
 	InitialClusterToken string
+	Join                []string // endpoints of a running cluster, as they were written; empty: none
+	StrictReconfigCheck bool
+	MaxLearners         uint
+	ForceNewCluster     bool
+	DowngradeCheckTime  time.Duration
+
+	// How the founding members are found instead of by InitialCluster, which holds this member alone then. At most one of the two is set.
+	Discovery        Discovery
+	DiscoverySRV     string // DNS domain
+	DiscoverySRVName string // suffix of the service name
 
 	Heartbeat       time.Duration
 	ElectionTimeout time.Duration // at least five heartbeats
@@ -57,14 +76,83 @@ type Config struct {
 	EnableGRPCGateway bool // false: no JSON under /v3
 	EnablePprof       bool // /debug/pprof on the client URLs
 
+	AuthToken    string // the kind of tokens and its options, as given; package token reads it
+	BcryptCost   uint   // one that bcrypt does not have means its default, 10
+	AuthTokenTTL uint   // seconds that a simple token lives unused; 0: 300
+
+	CORS          []string // origins that browsers may call from; a star: all
+	HostWhitelist []string // host names that plain HTTP requests may carry; a star: all
+
 	LogLevel   slog.Level
 	LogFormat  string   // "json" or "console"
-	LogOutputs []string // "stderr", "stdout" or paths of files; never empty, no duplicates
+	LogOutputs []string // "stderr", "stdout", "systemd/journal" (alone) or paths of files; never empty, no duplicates
+	// LogRotation is for the one file among LogOutputs; nil: it grows.
+	LogRotation *LogRotation
+	rotate      bool
+	rotation    string
+
+	// Gates are all feature gates of etcd, and whether they are on.
+	Gates map[string]bool
+
+	UnsafeNoFsync bool // nothing waits for the disk
 
 	// Given holds the settings that differ from their defaults, by flag, for the log.
 	Given map[string]string
 	// Notes are what the log should say once about these settings, in order.
 	Notes []Note
+}
+
+// TLS says how one kind of connection is secured.
+type TLS struct {
+	CertFile, KeyFile             string
+	ClientCertFile, ClientKeyFile string // shown when dialling; none: CertFile and KeyFile
+	TrustedCAFile, CRLFile        string
+	ClientCertAuth                bool
+	AllowedCNs, AllowedHostnames  []string
+	SkipClientSANVerification     bool
+	Auto                          bool // the member makes its own certificate; false after Load if it was given one
+}
+
+// Serves tells whether there will be a certificate to serve with.
+func (t *TLS) Serves() bool { return t.Auto || t.CertFile != "" }
+
+// Secure tells whether a URL is one of TLS.
+func Secure(u url.URL) bool { return u.Scheme == "https" || u.Scheme == "unixs" }
+
+// Unix tells whether a URL is one of a unix socket.
+func Unix(u url.URL) bool { return u.Scheme == "unix" || u.Scheme == "unixs" }
+
+// Address is what a URL's socket is bound to or dialled at: HOST:PORT, or a path.
+func Address(u url.URL) string {
+	if Unix(u) {
+		return u.Host + u.Path
+	}
+	return u.Host
+}
+
+// LogRotation says when a log file is full and how long full ones are kept.
+type LogRotation struct {
+	MaxSize    int  `json:"maxsize"`    // MiB; 0: 100
+	MaxAge     int  `json:"maxage"`     // days; 0: no bound
+	MaxBackups int  `json:"maxbackups"` // files; 0: no bound
+	LocalTime  bool `json:"localtime"`  // in the names of full files; false: UTC
+	Compress   bool `json:"compress"`
+}
+
+// Discovery says where the founding members meet: a cluster that speaks etcd's API. It is used if there are Endpoints.
+type Discovery struct {
+	Token              string
+	Endpoints          []string
+	DialTimeout        time.Duration
+	RequestTimeout     time.Duration
+	KeepAliveTime      time.Duration
+	KeepAliveTimeout   time.Duration
+	InsecureTransport  bool
+	InsecureSkipVerify bool
+	CertFile           string
+	KeyFile            string
+	CAFile             string
+	User, Password     string // secret
 }
 
 // InitialMember is one member that founds the cluster.

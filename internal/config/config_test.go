@@ -41,6 +41,7 @@ func TestTableIsEtcds(t *testing.T) {
 	}
 	want := map[string]string{
 		"config-file": "", "discovery-fallback": "exit", "initial-cluster-state": "new", "v2-deprecation": "write-only", "version": "false",
+		"join": "", // ours
 	}
 	for _, n := range strings.Fields(`cluster-active-size cluster-remove-delay cluster-sync-interval config force max-result-buffer
 		max-retry-attempts peer-heartbeat-interval peer-election-timeout retry-interval snapshot v vv test.coverprofile test.outputdir`) {
@@ -74,7 +75,7 @@ func TestTableIsEtcds(t *testing.T) {
 			t.Errorf("--%s: no help", f.Name)
 		}
 		if f.Kind != Ignored && f.Support == Works && f.bind == nil && !slices.Contains([]string{
-			"initial-cluster", "log-level", "feature-gates", "config-file", "version"}, f.Name) {
+			"initial-cluster", "log-level", "feature-gates", "cipher-suites", "tls-min-version", "tls-max-version", "config-file", "version"}, f.Name) {
 			t.Errorf("--%s works but goes nowhere", f.Name)
 		}
 		if f.Default != "" || f.Kind == String {
@@ -200,7 +201,7 @@ Log-Level: debug
 		len(c.InitialCluster) != 2 || !slices.Equal(c.InitialCluster[1].PeerURLs, []string{"http://127.0.0.1:1381", "http://127.0.0.1:1382"}) {
 		t.Errorf("%+v", c)
 	}
-	for _, want := range []string{"enable-v2", "proxy", "reuse-address", "not enforced"} {
+	for _, want := range []string{"enable-v2", "proxy", "not enforced"} {
 		if !strings.Contains(notes(c), want) {
 			t.Errorf("no note of %q in %s", want, notes(c))
 		}
@@ -238,10 +239,6 @@ func TestLaterIsRefused(t *testing.T) {
 			t.Errorf("%s=%s: %v", envName(f.Name), value, err)
 		}
 	}
-	_, err := load(t, []string{"--config-file=conf.yml"}, nil, "peer-transport-security:\n  cert-file: a.pem\n")
-	if want := "peer-transport-security.cert-file in conf.yml: a.pem: "; err == nil || !strings.HasPrefix(err.Error(), want) {
-		t.Error(err)
-	}
 	for _, none := range []string{"--auto-compaction-retention=0h", "--auto-compaction-retention=", "--cors="} {
 		mustLoad(t, []string{none}, nil, "")
 	}
@@ -255,6 +252,39 @@ func TestMeaninglessIsNoted(t *testing.T) {
 	c = mustLoad(t, []string{"--discovery-password=hunter2"}, []string{"ETCD_DISCOVERY_USER=joe:hunter2"}, "")
 	if strings.Contains(notes(c)+fmt.Sprint(c.Given), "hunter2") {
 		t.Errorf("a secret is shown: %s %v", notes(c), c.Given)
+	}
+}
+
+func TestGates(t *testing.T) {
+	for _, c := range []struct{ gates, on, note string }{
+		{"", "FastLeaseKeepAlive TxnModeWriteWithSharedBuffer", ""},
+		{"LeaseCheckpoint=true, FastLeaseKeepAlive=0,", "LeaseCheckpoint TxnModeWriteWithSharedBuffer", "LeaseCheckpoint reason"},
+		{"AllBeta=false,TxnModeWriteWithSharedBuffer=T", "TxnModeWriteWithSharedBuffer", "FastLeaseKeepAlive reason"},
+		{"LeaseCheckpoint=true,LeaseCheckpoint=false", "FastLeaseKeepAlive TxnModeWriteWithSharedBuffer", ""},
+		{"TxnModeWriteWithSharedBuffer=false,AllBeta=true", "AllBeta FastLeaseKeepAlive", "no meaning"},
+	} {
+		conf := mustLoad(t, []string{"--feature-gates=" + c.gates}, nil, "")
+		var on []string
+		for _, name := range sortedKeys(conf.Gates) {
+			if conf.Gates[name] {
+				on = append(on, name)
+			}
+		}
+		if strings.Join(on, " ") != c.on || !strings.Contains(notes(conf), c.note) || (c.note == "") != (notes(conf) == "") {
+			t.Errorf("%q: on are %q, notes: %s", c.gates, on, notes(conf))
+		}
+	}
+	// The stages that a group reaches.
+	conf := mustLoad(t, []string{"--feature-gates=AllAlpha=true"}, nil, "")
+	if !conf.Gates["PriorityRequest"] || !conf.Gates["LeaseCheckpointPersist"] || !conf.Gates["FastLeaseKeepAlive"] {
+		t.Errorf("%v", conf.Gates)
+	}
+}
+
+// What is unsafe says so.
+func TestUnsafeIsNoted(t *testing.T) {
+	if c := mustLoad(t, []string{"--unsafe-no-fsync"}, nil, ""); !c.UnsafeNoFsync || !strings.Contains(notes(c), "UNSAFE") {
+		t.Errorf("%s", notes(c))
 	}
 }
 
@@ -299,14 +329,20 @@ func TestBootstrap(t *testing.T) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}
-	conf := mustLoad(t, []string{"--initial-cluster-state=existing"}, nil, "")
-	if err := conf.CheckBootstrap(t.Context(), lookup); err == nil || !strings.HasPrefix(err.Error(), "--initial-cluster-state=existing: ") {
-		t.Error(err)
+	conf := mustLoad(t, []string{"--initial-cluster-state=existing", "--initial-advertise-peer-urls=http://10.0.0.1:2380"}, nil, "")
+	if err := conf.CheckBootstrap(t.Context(), lookup); err != nil {
+		t.Errorf("existing: %v", err)
 	}
 }
 
 func TestBadInput(t *testing.T) {
 	for _, c := range []struct{ args, want string }{
+		{"--cors=here", `--cors=here: "here" is not an origin; write it as http://HOST:PORT, or * for all`},
+		{"--discovery-token=x", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
+		{"--discovery-endpoints=127.0.0.1:1", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1,,", "an endpoint is empty; write HOST:PORT,HOST:PORT"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-srv=a.example", "exclude one another; give one of them"},
+		{"--discovery-srv=a.example --initial-cluster=default=http://127.0.0.1:1", "exclude one another; give one of them"},
 		{"--data-dr=x", "--data-dr is not a flag; did you mean --data-dir?"},
 		{"--zzzzzzzz", "--zzzzzzzz is not a flag; trivet help server lists them"},
 		{"start", `"start" is not a flag; flags begin with --, and trivet help server lists them`},
@@ -321,9 +357,7 @@ func TestBadInput(t *testing.T) {
 		{"--election-timeout=50001", "longer than 50000 ms"},
 		{"--warning-apply-duration=5", "--warning-apply-duration=5: not a duration; write it with a unit, such as 10m, 30s or 250ms"},
 		{"--enable-pprof=maybe", "--enable-pprof=maybe: not a truth value; write true or false"},
-		{"--listen-peer-urls=localhost:2380", `--listen-peer-urls=localhost:2380: "localhost:2380" is not a URL; write it as http://HOST:PORT`},
-		{"--listen-peer-urls=https://localhost:2380", "asks for TLS, which is not supported yet"},
-		{"--listen-peer-urls=unix://localhost:2380", "unix socket, which is not supported yet"},
+		{"--listen-peer-urls=localhost:2380", `--listen-peer-urls=localhost:2380: "localhost:2380" is not a URL; write it as http://HOST:PORT or https://HOST:PORT`},
 		{"--listen-peer-urls=ftp://localhost:2380", "has the scheme ftp"},
 		{"--listen-peer-urls=http://localhost", "has no port"},
 		{"--listen-peer-urls=http://localhost:", "has no port"},
@@ -340,7 +374,13 @@ func TestBadInput(t *testing.T) {
 		{"--log-level=loud", "--log-level=loud: not known"},
 		{"--log-format=xml", "--log-format=xml: not known; write json or console"},
 		{"--log-outputs=default,stdout", "default does not go together with others"},
-		{"--log-outputs=systemd/journal", "not supported yet"},
+		{"--log-outputs=systemd/journal,stderr", "--log-outputs=systemd/journal,stderr: systemd/journal does not go together with others"},
+		{"--enable-log-rotation", "--enable-log-rotation=true: rotation is of one file; name one in --log-outputs=default"},
+		{"--enable-log-rotation --log-outputs=a,b", "rotation is of one file"},
+		{"--enable-log-rotation --log-outputs=a --log-rotation-config-json={", "--log-rotation-config-json={: unexpected end of JSON input; write it as {"},
+		{`--enable-log-rotation --log-outputs=a --log-rotation-config-json={"maxsize":"1"}`, "cannot unmarshal string"},
+		{`--enable-log-rotation --log-outputs=a --log-rotation-config-json={"maxage":-1}`, "bounds must not be negative"},
+		{"--v2-deprecation=not-yet", "--v2-deprecation=not-yet: not known; write write-only or"},
 		{"--logger=capnslog", "--logger=capnslog: not known; write zap"},
 		{"--discovery-fallback=proxy", "--discovery-fallback=proxy: not known; write exit"},
 		{"--auto-compaction-mode=never", "not known; write periodic or revision"},
@@ -348,6 +388,8 @@ func TestBadInput(t *testing.T) {
 		{"--feature-gates=InitialCorruptCheck=true", "--feature-gates=InitialCorruptCheck=true: comparing the members' data before serving is not supported yet"},
 		{"--feature-gates=Foo=true", "not a feature gate of etcd 3.7"},
 		{"--feature-gates=LeaseCheckpoint", "write NAME=true or NAME=false"},
+		{"--feature-gates=LeaseCheckpoint=yes", `"LeaseCheckpoint=yes" does not say on or off`},
+		{"--feature-gates=LeaseCheckpointPersist=true", "LeaseCheckpointPersist needs LeaseCheckpoint"},
 		{"--config-file=none.yml", "--config-file=none.yml: open none.yml: file does not exist; name a file that can be read"},
 	} {
 		_, err := load(t, strings.Fields(c.args), nil, "")

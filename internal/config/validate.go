@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
@@ -20,6 +21,7 @@ func (c *Config) complete(given map[string]setting, fromFile bool) error {
 	if c.Name == "" || strings.ContainsAny(c.Name, ",=") {
 		return fmt.Errorf("%s: a member needs a name without commas and equal signs; give it the one it has in --initial-cluster", given["name"].shown)
 	}
+	c.Join = slices.DeleteFunc(c.Join, func(e string) bool { return e == "" })
 	if c.DataDir == "" {
 		c.DataDir = c.Name + ".etcd"
 	}
@@ -43,6 +45,10 @@ func (c *Config) complete(given map[string]setting, fromFile bool) error {
 				cluster.value += "," + c.Name + "=" + u
 			}
 		}
+	}
+	if discovers, err := c.checkDiscovery(ok); discovers || err != nil {
+		c.InitialCluster = []InitialMember{{Name: c.Name, PeerURLs: Strings(c.AdvertisePeerURLs)}} // until the others are found
+		return err
 	}
 	var err error
 	if c.InitialCluster, err = parseInitialCluster(cluster.value); err != nil {
@@ -91,13 +97,16 @@ func outgoingAddress() string {
 }
 
 // validate checks each setting and how they go together; what depends on the data directory is CheckBootstrap's.
-func (c *Config) validate(given map[string]setting) error {
+func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	// at names the setting that was given, or the default.
 	at := func(name string) string {
 		if s, ok := given[name]; ok {
 			return s.shown
 		}
 		return "--" + name + "=" + defaultOf(name)
+	}
+	if err := c.completeTLS(given); err != nil {
+		return err
 	}
 	if err := c.validateURLs(at); err != nil {
 		return err
@@ -120,20 +129,36 @@ func (c *Config) validate(given map[string]setting) error {
 	}{
 		{"initial-cluster-state", []string{"new", "existing"}},
 		{"auto-compaction-mode", []string{"periodic", "revision"}},
+		{"v2-deprecation", []string{"write-only", "write-only-skip-check", "write-only-drop-data", "gone"}},
 		{"discovery-fallback", []string{"exit"}},
 		{"logger", []string{"zap"}},
 		{"log-format", []string{"json", "console"}},
 		{"log-level", []string{"debug", "info", "warn", "warning", "error", "panic", "fatal"}},
 	} {
+		if f.name == "v2-deprecation" && fromFile {
+			continue // etcd takes what older versions wrote there
+		}
 		if s, ok := given[f.name]; ok && !slices.Contains(f.known, s.value) {
 			return fmt.Errorf("%s: not known; write %s", s.shown, strings.Join(f.known, " or "))
 		}
 	}
+	for _, o := range c.CORS {
+		if u, err := url.Parse(o); o != "*" && o != "" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
+			return fmt.Errorf("%s: %q is not an origin; write it as http://HOST:PORT, or * for all", at("cors"), o)
+		}
+	}
 	c.LogLevel = logLevels[given["log-level"].value]
-	if err := checkGates(given["feature-gates"]); err != nil {
+	if err := c.setGates(given["feature-gates"]); err != nil {
 		return err
 	}
-	return c.validateOutputs(at("log-outputs"))
+	if c.UnsafeNoFsync {
+		c.note(slog.LevelWarn, "UNSAFE: nothing waits for the disk; when this machine crashes, writes that were acknowledged are lost, and the member may have to be replaced",
+			"setting", at("unsafe-no-fsync"))
+	}
+	if err := c.validateOutputs(at("log-outputs")); err != nil {
+		return err
+	}
+	return c.setRotation(at)
 }
 
 // logLevels has no entry for the default, which is slog's zero.
@@ -143,25 +168,32 @@ var logLevels = map[string]slog.Level{
 }
 
 func (c *Config) validateURLs(at func(string) string) error {
-	user := map[string]string{} // of each URL listened on
+	user := map[string]string{} // of each address listened on
 	for _, l := range []struct {
-		name string
-		urls []url.URL
+		name   string
+		urls   []url.URL
+		tls    *TLS
+		prefix string
 	}{
-		{"listen-peer-urls", c.ListenPeerURLs}, {"listen-client-urls", c.ListenClientURLs},
-		{"listen-client-http-urls", c.ListenClientHTTPURLs}, {"listen-metrics-urls", c.ListenMetricsURLs},
+		{"listen-peer-urls", c.ListenPeerURLs, &c.PeerTLS, "peer-"}, {"listen-client-urls", c.ListenClientURLs, &c.ClientTLS, ""},
+		{"listen-client-http-urls", c.ListenClientHTTPURLs, &c.ClientTLS, ""}, {"listen-metrics-urls", c.ListenMetricsURLs, &c.ClientTLS, ""},
 	} {
 		if len(l.urls) == 0 && (l.name == "listen-peer-urls" || l.name == "listen-client-urls") {
 			return fmt.Errorf("%s: a member must listen somewhere; write http://HOST:PORT", at(l.name))
 		}
 		for _, u := range l.urls {
-			if host := u.Hostname(); host != "localhost" && net.ParseIP(host) == nil {
+			if host := u.Hostname(); !Unix(u) && host != "localhost" && net.ParseIP(host) == nil {
 				return fmt.Errorf("%s: %q is a host name; listen on an IP address of this machine, 0.0.0.0 for all, or localhost", at(l.name), u.String())
 			}
-			if other, ok := user[u.String()]; ok && u.Port() != "0" {
+			// One address may be listened on with TLS and without, for clients.
+			shared := l.name == "listen-client-urls" || l.name == "listen-client-http-urls"
+			if other, ok := user[Address(u)]; ok && u.Port() != "0" && !(shared && other == l.name) {
 				return fmt.Errorf("%s: %q is also in --%s; give each a port of its own", at(l.name), u.String(), other)
 			}
-			user[u.String()] = l.name
+			user[Address(u)] = l.name
+		}
+		if err := c.checkSecure(l.name, l.urls, l.tls, l.prefix); err != nil {
+			return err
 		}
 	}
 	for _, a := range []struct {
@@ -174,39 +206,9 @@ func (c *Config) validateURLs(at func(string) string) error {
 			return fmt.Errorf("%s: a member must say where it is reached; write http://HOST:PORT", at(a.name))
 		}
 		for _, u := range a.urls {
-			if u.Hostname() == "" || u.Port() == "0" {
+			if !Unix(u) && (u.Hostname() == "" || u.Port() == "0") {
 				return fmt.Errorf("%s: nobody can reach %q; write http://HOST:PORT with a host and a port", at(a.name), u.String())
 			}
-		}
-	}
-	return nil
-}
-
-// gates are the feature gates of etcd 3.7, and what turning one on would need here.
-var gates = map[string]string{
-	"StopGRPCServiceOnDefrag": "", "TxnModeWriteWithSharedBuffer": "", "LeaseCheckpoint": "", "LeaseCheckpointPersist": "",
-	"FastLeaseKeepAlive": "", "PriorityRequest": "", "AllAlpha": "", "AllBeta": "",
-	"InitialCorruptCheck": "comparing the members' data before serving",
-	"CompactHashCheck":    "comparing the members' data after a compaction",
-	"SetMemberLocalAddr":  "choosing the local address of peer connections",
-}
-
-func checkGates(s setting) error {
-	for _, pair := range strings.Split(s.value, ",") {
-		if pair = strings.TrimSpace(pair); pair == "" {
-			continue
-		}
-		name, value, ok := strings.Cut(pair, "=")
-		on, err := Bool.parse(strings.TrimSpace(value))
-		if !ok || err != nil {
-			return fmt.Errorf("%s: %q does not say on or off; write NAME=true or NAME=false", s.shown, pair)
-		}
-		later, known := gates[strings.TrimSpace(name)]
-		if !known {
-			return fmt.Errorf("%s: %q is not a feature gate of etcd 3.7; leave it out", s.shown, name)
-		}
-		if later != "" && on == "true" {
-			return fmt.Errorf("%s: %s is not supported yet; leave %s out", s.shown, later, name)
 		}
 	}
 	return nil
@@ -223,9 +225,38 @@ func (c *Config) validateOutputs(at string) error {
 			c.LogOutputs[i] = "stderr"
 		case "":
 			return fmt.Errorf("%s: an output has no name; write stderr, stdout or the path of a file", at)
-		case "systemd/journal":
-			return fmt.Errorf("%s: writing to the journal is not supported yet; write stderr, which systemd sends to the journal too", at)
+		case journal:
+			if len(c.LogOutputs) > 1 {
+				return fmt.Errorf("%s: %s does not go together with others; write it alone", at, journal)
+			}
 		}
 	}
+	return nil
+}
+
+const journal = "systemd/journal"
+
+// setRotation reads how the log file is to be rotated. The settings are not looked at unless rotation is asked for.
+func (c *Config) setRotation(at func(string) string) error {
+	if !c.rotate {
+		return nil
+	}
+	files := 0
+	for _, o := range c.LogOutputs {
+		if o != "stderr" && o != "stdout" && o != journal {
+			files++
+		}
+	}
+	if files != 1 {
+		return fmt.Errorf("%s: rotation is of one file; name one in %s", at("enable-log-rotation"), at("log-outputs"))
+	}
+	r := &LogRotation{}
+	if err := json.Unmarshal([]byte(c.rotation), r); err != nil {
+		return fmt.Errorf("%s: %w; write it as %s", at("log-rotation-config-json"), err, defaultOf("log-rotation-config-json"))
+	}
+	if r.MaxSize < 0 || r.MaxAge < 0 || r.MaxBackups < 0 {
+		return fmt.Errorf("%s: bounds must not be negative; write 0 for none", at("log-rotation-config-json"))
+	}
+	c.LogRotation = r
 	return nil
 }

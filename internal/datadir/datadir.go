@@ -9,6 +9,9 @@
 //	incoming/     checkpoints being received; emptied at every start
 //	checkpoints/  checkpoints made for members that are far behind; emptied at every start
 //
+// The log may be in a directory of its own instead, which then has a LOCK and a copy of member.json beside log/, so that
+// no two members take it and none takes another's (UseLog).
+//
 // Every file written here is complete and durable before it is renamed to its name, so a crash leaves the old one or the
 // new one. It never looks into the log or the state.
 package datadir
@@ -59,6 +62,8 @@ type Identity struct {
 	// HasLog is set once the log was made, before anything that stands in it is promised to others. From then on a
 	// directory without a log has lost it.
 	HasLog bool `json:"has_log"`
+	// LogDir is the directory of its own that the log is in (UseLog); empty: it is in the data directory.
+	LogDir string `json:"log_dir,omitempty"`
 }
 
 // Dir is a data directory that this process holds, or only looks at.
@@ -66,6 +71,9 @@ type Dir struct {
 	fs   vfs.FS
 	path string
 	lock io.Closer // nil when opened for looking
+
+	logDir  string    // of its own, for the log; empty: none
+	logLock io.Closer // of logDir; nil if there is none, or when opened for looking
 
 	// Identity is nil until Create was called, in a directory that is new.
 	Identity *Identity
@@ -110,19 +118,23 @@ func Look(fsys vfs.FS, path string) (*Dir, error) {
 	if d.Identity == nil {
 		return nil, fmt.Errorf("%s is no data directory of a member: it has no %s", path, identityName)
 	}
+	d.logDir = d.Identity.LogDir
 	return d, nil
 }
 
 // Close lets go of the directory.
 func (d *Dir) Close() error {
-	if d.lock == nil {
-		return nil
+	var errs []error
+	for _, l := range []io.Closer{d.logLock, d.lock} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
 	}
-	return d.lock.Close()
+	return errors.Join(errs...)
 }
 
 // Log is the folder of the raft log.
-func (d *Dir) Log() string { return d.join(logName) }
+func (d *Dir) Log() string { return d.logIn(d.logDir) }
 
 // Incoming is the folder for checkpoints being received, Checkpoints the one for those made for others.
 func (d *Dir) Incoming() string { return d.join(incomingName) }
@@ -164,7 +176,10 @@ func (d *Dir) Create(id Identity, build func(stateDir string) error) error {
 	if err := d.writeFile(stateName, []byte(name+"\n")); err != nil {
 		return err
 	}
-	id.Version = FormatVersion
+	id.Version, id.LogDir = FormatVersion, d.logDir
+	if err := d.claimLogDir(id); err != nil {
+		return err
+	}
 	if err := d.writeIdentity(id); err != nil {
 		return err
 	}
@@ -188,11 +203,15 @@ func (d *Dir) LogMade() error {
 }
 
 func (d *Dir) writeIdentity(id Identity) error {
+	return writeIdentity(d.fs, d.path, id)
+}
+
+func writeIdentity(fsys vfs.FS, dir string, id Identity) error {
 	b, err := json.MarshalIndent(id, "", "  ")
 	if err != nil {
 		return err
 	}
-	return d.writeFile(identityName, append(b, '\n'))
+	return writeFile(fsys, dir, identityName, append(b, '\n'))
 }
 
 // Replace makes the folder staged, which must be complete and durable and on the same file system, the current state.
@@ -269,29 +288,38 @@ func (d *Dir) removeStates(except string) error {
 }
 
 func (d *Dir) readIdentity() error {
-	b, err := d.readFile(identityName)
+	id, err := readIdentity(d.fs, d.path)
+	d.Identity = id
+	return err
+}
+
+// readIdentity returns nil if the directory has none.
+func readIdentity(fsys vfs.FS, dir string) (*Identity, error) {
+	name := fsys.PathJoin(dir, identityName)
+	b, err := readFile(fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var id Identity
 	if err := json.Unmarshal(b, &id); err != nil {
-		return fmt.Errorf("%s is damaged: %w; put it back from a copy", d.join(identityName), err)
+		return nil, fmt.Errorf("%s is damaged: %w; put it back from a copy", name, err)
 	}
 	if id.Version != FormatVersion {
-		return fmt.Errorf("%s has version %d; this binary knows %d: use the binary that wrote it or a newer one",
-			d.join(identityName), id.Version, FormatVersion)
+		return nil, fmt.Errorf("%s has version %d; this binary knows %d: use the binary that wrote it or a newer one",
+			name, id.Version, FormatVersion)
 	}
-	d.Identity = &id
-	return nil
+	return &id, nil
 }
 
 func (d *Dir) join(name string) string { return d.fs.PathJoin(d.path, name) }
 
-func (d *Dir) readFile(name string) ([]byte, error) {
-	f, err := d.fs.Open(d.join(name))
+func (d *Dir) readFile(name string) ([]byte, error) { return readFile(d.fs, d.join(name)) }
+
+func readFile(fsys vfs.FS, name string) ([]byte, error) {
+	f, err := fsys.Open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -299,10 +327,14 @@ func (d *Dir) readFile(name string) ([]byte, error) {
 	return io.ReadAll(f)
 }
 
-// writeFile puts a file in place so that a crash leaves the old content or the new.
 func (d *Dir) writeFile(name string, content []byte) error {
-	next := d.join(name + ".next")
-	f, err := d.fs.Create(next, vfs.WriteCategoryUnspecified)
+	return writeFile(d.fs, d.path, name, content)
+}
+
+// writeFile puts a file in place so that a crash leaves the old content or the new.
+func writeFile(fsys vfs.FS, dir, name string, content []byte) error {
+	next := fsys.PathJoin(dir, name+".next")
+	f, err := fsys.Create(next, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
 	}
@@ -315,10 +347,10 @@ func (d *Dir) writeFile(name string, content []byte) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := d.fs.Rename(next, d.join(name)); err != nil {
+	if err := fsys.Rename(next, fsys.PathJoin(dir, name)); err != nil {
 		return err
 	}
-	return d.sync()
+	return syncDir(fsys, dir)
 }
 
 func (d *Dir) sync() error { return syncDir(d.fs, d.path) }

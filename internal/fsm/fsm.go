@@ -47,7 +47,7 @@ func Open(e *engine.Engine, o mvcc.Options) (*State, error) {
 	if s.Applied, s.ConfState, err = ReadPosition(e); err != nil {
 		return nil, err
 	}
-	if s.Applied.Index == 0 {
+	if len(s.ConfState) == 0 {
 		return nil, ErrNotBootstrapped
 	}
 	if s.Store, err = mvcc.Open(e, o); err != nil {
@@ -72,6 +72,16 @@ var BootstrapPosition = Position{Index: 1, Term: 1}
 // Bootstrap writes the first state of a new cluster and makes it durable. All founding members must be given the same
 // members and conf state.
 func Bootstrap(e *engine.Engine, members []member.Member, confState []byte) error {
+	return bootstrap(e, members, confState, BootstrapPosition)
+}
+
+// BootstrapJoin writes the first state of a member that joins a running cluster, and makes it durable: who the others are,
+// as one of them told, and nothing applied. Such a member is brought up by a checkpoint, which replaces all of it.
+func BootstrapJoin(e *engine.Engine, members []member.Member, confState []byte) error {
+	return bootstrap(e, members, confState, Position{})
+}
+
+func bootstrap(e *engine.Engine, members []member.Member, confState []byte, at Position) error {
 	b := e.NewBatch()
 	defer b.Close()
 	table, err := member.Open(e)
@@ -83,7 +93,7 @@ func Bootstrap(e *engine.Engine, members []member.Member, confState []byte) erro
 			return err
 		}
 	}
-	if err := writePosition(b, BootstrapPosition, confState); err != nil {
+	if err := writePosition(b, at, confState); err != nil {
 		return err
 	}
 	if err := b.Commit(); err != nil {

@@ -10,11 +10,14 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
 	etcdgw "go.etcd.io/etcd/api/v3/etcdserverpb/gw"
+	electiongw "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb/gw"
+	lockgw "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb/gw"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -32,13 +35,16 @@ type Options struct {
 	Logger   *slog.Logger     // required
 	GRPC     rpc.ServerOptions
 
-	// Clients are the listeners of --listen-client-urls: gRPC and HTTP, or gRPC alone if there are any of
+	// Clients are the doors of --listen-client-urls: gRPC and HTTP, or gRPC alone if there are any of
 	// --listen-client-http-urls. Monitor are those of --listen-metrics-urls, which serve /metrics and the health
-	// pages; the client listeners serve them too. All are closed by Stop.
-	Clients, HTTP, Monitor []net.Listener
+	// pages; the client doors serve them too. All are closed by Stop.
+	Clients, HTTP, Monitor []Door
 
 	NoJSON bool // --enable-grpc-gateway=false
 	Pprof  bool // --enable-pprof
+
+	CORS          []string // origins that browsers may call from; empty, or with a star: all
+	HostWhitelist []string // names that plain HTTP requests may carry; empty, or with a star: all
 
 	// SilentTimeout is how long a connection may wait before it shows its protocol, and a request of HTTP/1 before its
 	// header is whole. 0: 30 s.
@@ -57,6 +63,8 @@ type Server struct {
 	conn      *grpc.ClientConn
 	splitters []*splitter
 
+	life   context.Context // ends when websockets must
+	end    context.CancelFunc
 	done   sync.WaitGroup
 	failed chan error
 }
@@ -73,9 +81,10 @@ func Start(o Options) (*Server, error) {
 		o.CheckTimeout = 7 * time.Second
 	}
 	s := &Server{o: o, grpc: rpc.NewServer(o.Services, o.GRPC), failed: make(chan error, 1)}
+	s.life, s.end = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	s.pages(mux)
-	mux.HandleFunc("/version", serveVersion)
+	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { serveVersion(o.Backend, w, r) })
 	mux.HandleFunc("/debug/vars", serveVars)
 	if o.Pprof {
 		registerPprof(mux)
@@ -85,38 +94,62 @@ func Start(o Options) (*Server, error) {
 		if err != nil {
 			return nil, err
 		}
-		mux.Handle("/v3/", h)
+		mux.Handle("/v3/", s.websockets(h))
 	}
-	s.http = s.httpServer(frontPage(mux))
+	s.http = s.httpServer(s.byContent(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux}))
 	monitor := http.NewServeMux()
 	s.pages(monitor)
 	s.monitor = s.httpServer(monitor)
 
-	for _, l := range o.Clients {
-		if len(o.HTTP) > 0 {
-			s.serve(func() error { return s.grpc.Serve(l) })
-			continue
-		}
-		sp := newSplitter(l, o.SilentTimeout, o.Logger)
-		s.splitters = append(s.splitters, sp)
-		s.serve(func() error { return s.grpc.Serve(sp.grpc) })
-		s.serve(func() error { return s.http.Serve(sp.http) })
+	for _, d := range o.Clients {
+		s.open(d, s.grpc, s.http)
 	}
-	for _, l := range o.HTTP {
-		s.serve(func() error { return s.http.Serve(l) })
+	for _, d := range o.HTTP {
+		s.open(d, nil, s.http)
 	}
-	for _, l := range o.Monitor {
-		s.serve(func() error { return s.monitor.Serve(l) })
+	for _, d := range o.Monitor {
+		s.open(d, nil, s.monitor)
 	}
 	return s, nil
 }
 
+// open serves gRPC, HTTP or both on a door.
+func (s *Server) open(d Door, grpc *grpc.Server, http *http.Server) {
+	if grpc != nil && http == s.http && len(s.o.HTTP) > 0 {
+		http = nil
+	}
+	sp := newSplitter(d, grpc != nil, http != nil, s.o.SilentTimeout, s.o.Logger)
+	s.splitters = append(s.splitters, sp)
+	if grpc != nil {
+		s.serve(func() error { return grpc.Serve(sp.grpc) })
+	}
+	if http != nil {
+		s.serve(func() error { return http.Serve(sp.http) })
+	}
+}
+
 func (s *Server) httpServer(h http.Handler) *http.Server {
+	streams := int(min(s.o.GRPC.MaxConcurrentStreams, math.MaxInt32))
+	if streams == 0 {
+		streams = math.MaxInt32
+	}
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: s.o.SilentTimeout,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streams},
 		ErrorLog:          log.New(io.Discard, "", 0), // what clients do wrong is theirs to see
 	}
+}
+
+// byContent sends gRPC calls to the services, which come here over the connections of clients that can speak HTTP/1 too.
+func (s *Server) byContent(pages http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && len(s.o.HTTP) == 0 && strings.Contains(r.Header.Get("Content-Type"), "application/grpc") {
+			s.grpc.ServeHTTP(w, r)
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
 }
 
 // pages are those that every HTTP listener has.
@@ -172,6 +205,7 @@ func (s *Server) json() (http.Handler, error) {
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
 		etcdgw.RegisterKVHandler, etcdgw.RegisterWatchHandler, etcdgw.RegisterLeaseHandler,
 		etcdgw.RegisterClusterHandler, etcdgw.RegisterMaintenanceHandler, etcdgw.RegisterAuthHandler,
+		lockgw.RegisterLockHandler, electiongw.RegisterElectionHandler,
 	} {
 		if err := register(context.Background(), mux, conn); err != nil {
 			return nil, fmt.Errorf("gateway: join the JSON gateway: %w", err)
@@ -216,6 +250,7 @@ func (s *Server) Stop(ctx context.Context) {
 	}
 	s.grpc.Stop()
 	<-ended
+	s.end()
 	if s.conn != nil {
 		_ = s.conn.Close()
 	}

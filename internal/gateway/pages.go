@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/pprof"
-	"strings"
 
 	"go.etcd.io/etcd/api/v3/version"
 
@@ -14,13 +13,19 @@ import (
 )
 
 // serveVersion is /version. The versions are etcd's, because tools parse and compare them; our own is elsewhere.
-func serveVersion(w http.ResponseWriter, r *http.Request) {
+func serveVersion(b rpc.Backend, w http.ResponseWriter, r *http.Request) {
 	if !allow(w, r, http.MethodGet) {
 		return
 	}
-	body, err := json.Marshal(version.Versions{
-		Server: version.Version, Cluster: version.Cluster(version.Version) + ".0", Storage: rpc.StorageVersion,
-	})
+	cluster, _ := b.ClusterVersion()
+	v := version.Versions{Server: version.Version, Cluster: cluster, Storage: rpc.StorageVersion(cluster)}
+	if v.Cluster == "" {
+		v.Cluster = "not_decided"
+	}
+	if v.Storage == "" {
+		v.Storage = "unknown"
+	}
+	body, err := json.Marshal(v)
 	if err != nil {
 		panic(fmt.Sprintf("gateway: three strings do not marshal: %v", err))
 	}
@@ -48,25 +53,4 @@ func registerPprof(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-}
-
-// frontPage does what etcd does to every HTTP request: old paths of the gateway lead to the new, any origin is allowed,
-// and OPTIONS is answered at once.
-func frontPage(mux http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for _, old := range []string{"/v3beta/", "/v3alpha/"} {
-			if rest, ok := strings.CutPrefix(r.URL.Path, old); ok {
-				r.URL.Path, r.URL.RawPath = "/v3/"+rest, ""
-			}
-		}
-		h := w.Header()
-		h.Set("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE")
-		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Allow-Headers", "accept, content-type, authorization")
-		if r.Method == http.MethodOptions {
-			w.WriteHeader(http.StatusOK)
-			return
-		}
-		mux.ServeHTTP(w, r)
-	})
 }

@@ -18,7 +18,6 @@ import (
 
 // notOurs are the metrics of a fresh etcd 3.7.3 that there is nothing here to fill with.
 var notOurs = map[string]string{
-	"etcd_debugging_auth_revision":                                  "comes with authentication",
 	"etcd_debugging_disk_backend_commit_rebalance_duration_seconds": "a B+tree's",
 	"etcd_debugging_disk_backend_commit_spill_duration_seconds":     "a B+tree's",
 	"etcd_debugging_disk_backend_commit_write_duration_seconds":     "a B+tree's",
@@ -34,12 +33,12 @@ var notOurs = map[string]string{
 }
 
 func filled() *metrics.Metrics {
-	m := metrics.New(metrics.Identity{Version: "3.7.3", ClusterVersion: "3.7", Product: "test"})
+	m := metrics.New(metrics.Identity{Version: "3.7.3", Product: "test"})
 	no, zero, z64 := func() bool { return false }, func() int { return 0 }, func() int64 { return 0 }
 	u64 := func() uint64 { return 0 }
 	m.Join(metrics.Sources{
 		MemberID: 0xabc, Peers: func() []uint64 { return []uint64{0xabc} },
-		HasLeader: no, IsLeader: no, IsLearner: no, Committed: u64, Applied: u64, Pending: zero, QuotaBytes: z64, LeasesRenewed: z64, LeasesExpired: z64,
+		ClusterVersion: func() string { return "3.7" }, HasLeader: no, IsLeader: no, IsLearner: no, Committed: u64, Applied: u64, AuthRevision: u64, Pending: zero, QuotaBytes: z64, LeasesRenewed: z64, LeasesExpired: z64,
 		Revision: z64, CompactRevision: z64, Keys: z64, DBBytes: z64, DBInUseBytes: z64, OpenReads: zero,
 		WatchStreams: zero, Watchers: zero, SlowWatchers: zero, PendingEvents: zero,
 		Own: []metrics.Own{{Name: "own", Help: "Own.", Value: func() float64 { return 1 }}},

@@ -13,9 +13,12 @@ import (
 type Sources struct {
 	MemberID uint64
 	Peers    func() []uint64 // ids of all members, this one included
+	// ClusterVersion is X.Y of what the whole cluster serves; empty while it is not decided.
+	ClusterVersion func() string
 
 	HasLeader, IsLeader, IsLearner func() bool
 	Committed, Applied             func() uint64
+	AuthRevision                   func() uint64
 	Pending                        func() int // proposals that wait for their result
 	QuotaBytes                     func() int64
 
@@ -49,6 +52,7 @@ func (m *Metrics) Join(s Sources) {
 	truth(m, "etcd_server_is_learner", "1 if this member is a learner.", s.IsLearner)
 	number(m, "etcd_server_proposals_committed_total", "The committed index of the log.", s.Committed)
 	number(m, "etcd_server_proposals_applied_total", "The applied index of the log.", s.Applied)
+	number(m, "etcd_debugging_auth_revision", "The revision of users and roles.", s.AuthRevision)
 	number(m, "etcd_server_proposals_pending", "Proposals that wait for their result.", s.Pending)
 	m.counterFunc("etcd_debugging_lease_renewed_total", "Renewals seen by the leader.", s.LeasesRenewed)
 	m.counterFunc("etcd_debugging_server_lease_expired_total", "Leases that expired.", s.LeasesExpired)
@@ -72,8 +76,28 @@ func (m *Metrics) Join(s Sources) {
 			id:   id, peers: s.Peers,
 		})
 	}
+	if s.ClusterVersion != nil {
+		m.registry.MustRegister(versionCollector{
+			desc: prometheus.NewDesc("etcd_cluster_version", "The version that the whole cluster serves.", []string{"cluster_version"}, nil),
+			of:   s.ClusterVersion,
+		})
+	}
 	for _, o := range s.Own {
 		m.gaugeFunc("trivet_"+o.Name, o.Help, o.Value)
+	}
+}
+
+// versionCollector shows the version of the moment.
+type versionCollector struct {
+	desc *prometheus.Desc
+	of   func() string
+}
+
+func (v versionCollector) Describe(c chan<- *prometheus.Desc) { c <- v.desc }
+
+func (v versionCollector) Collect(c chan<- prometheus.Metric) {
+	if version := v.of(); version != "" {
+		c <- prometheus.MustNewConstMetric(v.desc, prometheus.GaugeValue, 1, version)
 	}
 }
 

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 
+	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/mvcc"
@@ -28,7 +29,14 @@ type Backend interface {
 	Store() *mvcc.Store
 	Hub() *watch.Hub
 
+	// Auth is the users and roles, asked for again by each request like the store. AuthChanged is closed at their next
+	// change, or when others take their place.
+	Auth() *auth.Auth
+	AuthChanged() <-chan struct{}
+
 	Header() Header
+	// Applied is the index of the last log entry that this member has applied.
+	Applied() uint64
 
 	// Leader is the id of the leader as this member knows it, 0 if there is none; Learner tells whether this member is
 	// a learner. Both are cheap: they are asked on each request.
@@ -37,6 +45,15 @@ type Backend interface {
 
 	// Members lists the members of the cluster as this member has applied it, in the order of their ids.
 	Members() []Member
+	// AddMember, RemoveMember, UpdateMember and PromoteMember change the members and wait until this member has applied
+	// it. Their errors are those of package kv about members, kv.ErrUnhealthy, and Propose's.
+	AddMember(ctx context.Context, peerURLs []string, learner bool) (id uint64, err error)
+	RemoveMember(ctx context.Context, id uint64) error
+	UpdateMember(ctx context.Context, id uint64, peerURLs []string) error
+	PromoteMember(ctx context.Context, id uint64) error
+	// ClusterVersion is the version that the whole cluster serves, as X.Y.0, empty while it is not decided, and whether it
+	// is to go back.
+	ClusterVersion() (string, Downgrade)
 	Status() Status
 
 	// Alarms lists the alarms that are raised, in the cluster's state as this member has applied it.
@@ -47,6 +64,8 @@ type Backend interface {
 	LeaseRenew(ctx context.Context, id kv.LeaseID) (ttl int64, err error)
 	// LeaseTimeToLive returns the lease and the seconds it has left, asked of the leader as LeaseRenew does.
 	LeaseTimeToLive(ctx context.Context, id kv.LeaseID) (lease kv.Lease, remaining int64, err error)
+	// SkimLease visits keys of a lease as lease.Leases.Skim does.
+	SkimLease(id kv.LeaseID, visit func(key []byte) (next []byte, err error)) error
 	// LeaseKeys returns the keys attached to a lease, in key order; Leases the leases in the order of their ids.
 	LeaseKeys(id kv.LeaseID) ([][]byte, error)
 	Leases() []kv.LeaseID
@@ -83,6 +102,12 @@ type Status struct {
 	DBInUse     int64 // bytes of live tables
 	Quota       int64 // bytes; etcd's default when no quota is set
 	Learner     bool
+}
+
+// Downgrade says whether the cluster is being taken to an earlier version, X.Y.0.
+type Downgrade struct {
+	Enabled bool
+	Target  string
 }
 
 // AlarmType is the kind of an Alarm. The numbers are those of etcd's AlarmType.

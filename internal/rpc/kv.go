@@ -17,9 +17,14 @@ import (
 	"github.com/trivet-kv/trivet/internal/mvcc"
 )
 
-// propose puts a command through the log and folds its two errors into one. kind is its name in
+// propose puts a command of the request's user through the log and folds its two errors into one. kind is its name in
 // etcd_server_request_duration_seconds, which as in etcd counts a command that was applied and refused as a success.
 func (s *Services) propose(ctx context.Context, kind string, c *command.Command) (command.Result, error) {
+	who, _, err := s.identify(ctx, true)
+	if err != nil {
+		return command.Result{}, toStatus(err)
+	}
+	c.User, c.AuthRevision = who.User, who.Revision
 	begin := time.Now()
 	res, err := s.b.Propose(ctx, c)
 	s.took(kind, err, begin)
@@ -42,12 +47,20 @@ func (s *Services) Range(ctx context.Context, r *pb.RangeRequest) (*Answer, erro
 		}
 	}
 	o := rangeOptions(r)
+	may, err := s.mayRead(ctx, o.Range, nil)
+	if err != nil {
+		s.took("Range", err, begin)
+		return nil, err
+	}
 	b := s.newRangeBuilder(ctx, &o)
 	scanning := time.Now()
 	res, err := s.b.Store().Scan(ctx, o, b.add)
 	s.took("Range", err, begin)
 	s.m.RangeTook(err == nil, time.Since(scanning))
 	s.m.Ranges.Inc()
+	if err == nil {
+		err = may.still(ctx)
+	}
 	if err != nil {
 		b.drop()
 		return nil, toStatus(err)
@@ -82,6 +95,10 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 		}
 	}
 	o := rangeOptions(r)
+	may, err := s.mayRead(ctx, o.Range, nil)
+	if err != nil {
+		return err
+	}
 	o.Target = kv.SortByKey // no order was asked for, so that a target means nothing
 	left := o.Limit
 	if left <= 0 {
@@ -110,6 +127,11 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 			return b.add(row)
 		})
 		full := errors.Is(err, errChunkFull)
+		if err == nil || full {
+			if refused := may.still(ctx); refused != nil {
+				err, full = refused, false
+			}
+		}
 		if err != nil && !full {
 			b.drop()
 			return toStatus(err)
@@ -189,8 +211,15 @@ func (s *Services) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 		if !serializable(r) {
 			err = s.b.ReadBarrier(ctx)
 		}
+		var may reading
+		if err == nil {
+			may, err = s.mayRead(ctx, kv.Range{}, t)
+		}
 		if err == nil {
 			res, err = fsm.ReadTxn(s.b.Store(), t)
+		}
+		if err == nil {
+			err = may.still(ctx)
 		}
 		s.took("ReadonlyTxn", err, begin)
 		s.m.Ranges.Add(float64(len(t.Compare) + len(r.Success)))

@@ -41,6 +41,9 @@ const grantAttempts = 8
 
 // LeaseGrant answers Lease.LeaseGrant. A lease without an id is given one.
 func (s *Services) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	if err := s.requireUser(ctx); err != nil { // here, as other services of this member grant leases for their callers
+		return nil, err
+	}
 	var res command.Result
 	var err error
 	for range grantAttempts {
@@ -77,7 +80,7 @@ func (s *Services) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveReq
 	out := &pb.LeaseTimeToLiveResponse{ID: r.ID, TTL: -1}
 	lease, remaining, err := s.b.LeaseTimeToLive(ctx, kv.LeaseID(r.ID))
 	if err == nil && r.Keys {
-		out.Keys, err = s.b.LeaseKeys(kv.LeaseID(r.ID))
+		out.Keys, err = s.leaseKeys(ctx, kv.LeaseID(r.ID))
 	}
 	switch {
 	case errors.Is(err, kv.ErrLeaseNotFound):
@@ -91,9 +94,40 @@ func (s *Services) LeaseTimeToLive(ctx context.Context, r *pb.LeaseTimeToLiveReq
 	return out, nil
 }
 
-// LeaseLeases answers Lease.LeaseLeases, with what this member has applied.
-func (s *Services) LeaseLeases(_ context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
+// leaseKeys returns the keys of a lease if the request's user may read all of them (E#15815).
+func (s *Services) leaseKeys(ctx context.Context, id kv.LeaseID) ([][]byte, error) {
+	keys, err := s.b.LeaseKeys(id)
+	if err != nil {
+		return nil, err
+	}
+	// Asked for after the keys were read: permissions are never older than what is attached under them.
+	p, err := s.leasePermissions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		if err := p.Read(kv.Range{Key: k}); err != nil {
+			return nil, err
+		}
+	}
+	return keys, nil
+}
+
+// LeaseLeases answers Lease.LeaseLeases, with what this member has applied, to who may read all keys of all leases.
+func (s *Services) LeaseLeases(ctx context.Context, _ *pb.LeaseLeasesRequest) (*pb.LeaseLeasesResponse, error) {
 	ids := s.b.Leases()
+	p, err := s.leasePermissions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range ids {
+		if p.All() {
+			break
+		}
+		if err := s.mayAccess(&p, kv.Read, id); err != nil {
+			return nil, err
+		}
+	}
 	out := &pb.LeaseLeasesResponse{
 		Header: headerPB(s.b.Header(), s.b.Store().Revision()), Leases: make([]*pb.LeaseStatus, len(ids)),
 	}
@@ -158,6 +192,13 @@ func (s *Services) renew(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.
 	// The revision is taken before the renewal: a client that sees a lease alive at a revision must never find it
 	// revoked at an older one.
 	out := &pb.LeaseKeepAliveResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision()), ID: r.ID}
+	p, err := s.leasePermissions(ctx)
+	if err == nil {
+		err = s.mayAccess(&p, kv.Write, kv.LeaseID(r.ID))
+	}
+	if err != nil {
+		return nil, err
+	}
 	ttl, err := s.b.LeaseRenew(ctx, kv.LeaseID(r.ID))
 	if err != nil && !errors.Is(err, kv.ErrLeaseNotFound) {
 		if ctx.Err() != nil {

@@ -9,13 +9,10 @@ import (
 	"go.etcd.io/etcd/api/v3/version"
 )
 
-// StorageVersion is what Status and /version tell of the format of the data, for tools that look at it; it is etcd's,
-// not that of the files here.
-const StorageVersion = "3.7.0"
-
 // Status answers Maintenance.Status.
 func (s *Services) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
 	st := s.b.Status()
+	cluster, down := s.b.ClusterVersion()
 	out := &pb.StatusResponse{
 		Header:           headerPB(s.b.Header(), s.b.Store().Revision()),
 		Version:          version.Version,
@@ -27,8 +24,8 @@ func (s *Services) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusRes
 		DbSizeInUse:      st.DBInUse,
 		DbSizeQuota:      st.Quota,
 		IsLearner:        st.Learner,
-		StorageVersion:   StorageVersion,
-		DowngradeInfo:    &pb.DowngradeInfo{},
+		StorageVersion:   StorageVersion(cluster),
+		DowngradeInfo:    &pb.DowngradeInfo{Enabled: down.Enabled, TargetVersion: down.Target},
 	}
 	if st.Leader == 0 {
 		out.Errors = append(out.Errors, "etcdserver: no leader")
@@ -51,6 +48,9 @@ func (s *Services) alarms() []*pb.AlarmMember {
 // Alarm answers Maintenance.Alarm: the list of alarms, of one kind or all. As in etcd, whose list goes through the log, it
 // is never a stale one. Nothing raises or clears an alarm by hand yet.
 func (s *Services) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if err := s.pass(ctx, alarmGate(r)); err != nil {
+		return nil, err
+	}
 	if r.Action != pb.AlarmRequest_GET {
 		return nil, unimplemented("Maintenance.Alarm " + r.Action.String())
 	}

@@ -8,6 +8,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
@@ -45,6 +47,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 		grpc.ForceServerCodecV2(Codec{Metrics: s.m}),
 		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.Creds(doorCredentials{}),
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(known, stream) }),
@@ -105,7 +108,8 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			f = missing(desc.ServiceName, m.MethodName)
 		}
 		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: s.unaryHandler(call, f)})
+		h := s.unaryHandler("/"+desc.ServiceName+"/"+m.MethodName, call, gateOf(desc.ServiceName, m.MethodName), f)
+		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: h})
 	}
 	for _, m := range desc.Streams {
 		f := streams[m.StreamName]
@@ -117,10 +121,20 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			kind = "bidi_stream"
 		}
 		call := s.m.Call(kind, desc.ServiceName, m.StreamName)
-		m.Handler = s.streamHandler(call, f)
+		m.Handler = s.streamHandler(call, gateOf(desc.ServiceName, m.StreamName), f)
 		out.Streams = append(out.Streams, m)
 	}
 	gs.RegisterService(&out, s)
+}
+
+// gateOf panics for a method that nobody has decided about, which the start of every server does then.
+func gateOf(service, method string) gate {
+	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
+	g, ok := gates[name]
+	if !ok {
+		panic("rpc: who may call " + name + "? It needs a line in gates")
+	}
+	return g
 }
 
 // Register adds etcd's services to a grpc server whose codec is Codec.
@@ -129,7 +143,7 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		s.add(gs, desc, unaries, streams)
 	}
 	add(pb.KV_ServiceDesc, map[string]unaryMethod{
-		"Range":       unaryIf(func(r *pb.RangeRequest) bool { return r.Serializable }, s.Range),
+		"Range":       unary(s.Range),
 		"Put":         unary(s.Put),
 		"DeleteRange": unary(s.DeleteRange),
 		"Txn":         unary(s.Txn),
@@ -142,55 +156,77 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		"LeaseTimeToLive": unary(s.LeaseTimeToLive),
 		"LeaseLeases":     unary(s.LeaseLeases),
 	}, map[string]streamMethod{"LeaseKeepAlive": s.serveKeepAlive})
-	add(pb.Cluster_ServiceDesc, map[string]unaryMethod{"MemberList": unary(s.MemberList)}, nil)
+	add(pb.Cluster_ServiceDesc, map[string]unaryMethod{
+		"MemberList":    unary(s.MemberList),
+		"MemberAdd":     unary(s.MemberAdd),
+		"MemberRemove":  unary(s.MemberRemove),
+		"MemberUpdate":  unary(s.MemberUpdate),
+		"MemberPromote": unary(s.MemberPromote),
+	}, nil)
 	add(pb.Maintenance_ServiceDesc, map[string]unaryMethod{
 		"Alarm":      unary(s.Alarm),
-		"Status":     unaryIf(func(*pb.StatusRequest) bool { return true }, s.Status),
+		"Status":     unary(s.Status),
 		"Defragment": unary(s.Defragment),
 		"Hash":       unary(s.Hash),
 		"HashKV":     unary(s.HashKV),
 		"MoveLeader": unary(s.MoveLeader),
+		"Downgrade":  unary(s.Downgrade),
 	}, nil)
 	add(pb.Auth_ServiceDesc, map[string]unaryMethod{
-		"AuthStatus":   unary(s.AuthStatus),
-		"Authenticate": unary(s.Authenticate),
+		"AuthEnable": unary(s.AuthEnable), "AuthDisable": unary(s.AuthDisable),
+		"AuthStatus": unary(s.AuthStatus), "Authenticate": unary(s.Authenticate),
+		"UserAdd": unary(s.UserAdd), "UserGet": unary(s.UserGet), "UserList": unary(s.UserList), "UserDelete": unary(s.UserDelete),
+		"UserChangePassword": unary(s.UserChangePassword), "UserGrantRole": unary(s.UserGrantRole),
+		"UserRevokeRole": unary(s.UserRevokeRole),
+		"RoleAdd":        unary(s.RoleAdd), "RoleGet": unary(s.RoleGet), "RoleList": unary(s.RoleList), "RoleDelete": unary(s.RoleDelete),
+		"RoleGrantPermission": unary(s.RoleGrantPermission), "RoleRevokePermission": unary(s.RoleRevokePermission),
 	}, nil)
+	add(v3lockpb.Lock_ServiceDesc, map[string]unaryMethod{"Lock": unary(s.Lock), "Unlock": unary(s.Unlock)}, nil)
+	add(v3electionpb.Election_ServiceDesc, map[string]unaryMethod{
+		"Campaign": unary(s.Campaign),
+		"Proclaim": unary(s.Proclaim),
+		"Leader":   unary(s.Leader),
+		"Resign":   unary(s.Resign),
+	}, map[string]streamMethod{"Observe": s.serveObserve})
 }
 
-// unaryMethod decodes a request, says whether a learner takes it, and answers it.
-type unaryMethod func(ctx context.Context, admit func(learnerMay bool) error, decode func(any) error) (any, error)
+// unaryMethod decodes a request and answers it. It returns the request too, or nil.
+type unaryMethod func(ctx context.Context, admit func() error, decode func(any) error) (request, answer any, err error)
 
 func unary[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return unaryIf(func(*Req) bool { return false }, f)
-}
-
-func unaryIf[Req, Resp any](learnerMay func(*Req) bool, f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return func(ctx context.Context, admit func(bool) error, decode func(any) error) (any, error) {
+	return func(ctx context.Context, admit func() error, decode func(any) error) (any, any, error) {
 		r := new(Req)
 		if err := decode(r); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		if err := admit(learnerMay(r)); err != nil {
-			return nil, err
+		if err := admit(); err != nil {
+			return r, nil, err
 		}
 		out, err := f(ctx, r)
 		if err != nil {
-			return nil, err // not out, which would be a typed nil
+			return r, nil, err // not out, which would be a typed nil
 		}
-		return out, nil
+		return r, out, nil
 	}
 }
 
-func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHandler {
+func (s *Services) unaryHandler(method string, call *metrics.Call, g gate, f unaryMethod) grpc.MethodHandler {
 	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		begin := time.Now()
 		call.Started.Inc()
-		out, err := f(ctx, func(learnerMay bool) error {
+		req, out, err := f(ctx, func() error {
 			call.Received.Inc()
 			call.Sent.Inc() // as etcd counts: an error is an answer too
-			return s.Admit(Unary, callerOf(ctx), learnerMay)
+			if err := s.Admit(Unary, callerOf(ctx)); err != nil {
+				return err
+			}
+			return s.pass(ctx, g)
 		}, decode)
-		call.Handled(status.Code(err), time.Since(begin))
+		took := time.Since(begin)
+		call.Handled(status.Code(err), took)
+		if took > s.o.WarnSlow || s.debug {
+			s.logCall(ctx, method, begin, took, req, out)
+		}
 		return out, err
 	}
 }
@@ -198,12 +234,15 @@ func (s *Services) unaryHandler(call *metrics.Call, f unaryMethod) grpc.MethodHa
 // streamMethod serves one stream. ctx is of StreamContext.
 type streamMethod func(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error
 
-func (s *Services) streamHandler(call *metrics.Call, f streamMethod) grpc.StreamHandler {
+func (s *Services) streamHandler(call *metrics.Call, g gate, f streamMethod) grpc.StreamHandler {
 	return func(_ any, stream grpc.ServerStream) error {
 		begin := time.Now()
 		call.Started.Inc()
 		caller := callerOf(stream.Context())
-		err := s.Admit(Stream, caller, false)
+		err := s.Admit(Stream, caller)
+		if err == nil {
+			err = s.pass(stream.Context(), g)
+		}
 		if err == nil {
 			ctx, cancel := s.StreamContext(stream.Context(), caller)
 			err = f(ctx, stream, call)
@@ -234,6 +273,18 @@ func (s *Services) serveRangeStream(ctx context.Context, stream grpc.ServerStrea
 	return s.RangeStream(ctx, r, func(a *Answer) error {
 		call.Sent.Inc()
 		return stream.SendMsg(a)
+	})
+}
+
+func (s *Services) serveObserve(ctx context.Context, stream grpc.ServerStream, call *metrics.Call) error {
+	r := new(v3electionpb.LeaderRequest)
+	if err := stream.RecvMsg(r); err != nil {
+		return err
+	}
+	call.Received.Inc()
+	return s.Observe(ctx, r, func(l *v3electionpb.LeaderResponse) error {
+		call.Sent.Inc()
+		return stream.SendMsg(l)
 	})
 }
 
@@ -285,11 +336,11 @@ func (w watchStream) Send(a *Answer) error {
 
 func missing(service, method string) unaryMethod {
 	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
-	return func(_ context.Context, admit func(bool) error, _ func(any) error) (any, error) {
-		if err := admit(false); err != nil {
-			return nil, err
+	return func(_ context.Context, admit func() error, _ func(any) error) (any, any, error) {
+		if err := admit(); err != nil {
+			return nil, nil, err
 		}
-		return nil, unimplemented(name)
+		return nil, nil, unimplemented(name)
 	}
 }
 
@@ -298,15 +349,10 @@ func missingStream(service, method string) streamMethod {
 	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
 }
 
-// unknown answers calls of services and methods that are not registered: those of etcd's that come later say so, the rest
-// get grpc-go's own texts.
+// unknown answers calls of services and methods that are not registered, in grpc-go's own texts.
 func unknown(known map[string]grpc.ServiceInfo, stream grpc.ServerStream) error {
 	full, _ := grpc.MethodFromServerStream(stream)
 	service, method, _ := strings.Cut(strings.TrimPrefix(full, "/"), "/")
-	switch service {
-	case "v3lockpb.Lock", "v3electionpb.Election":
-		return unimplemented(service[strings.LastIndexByte(service, '.')+1:] + "." + method)
-	}
 	if _, ok := known[service]; ok {
 		return status.Errorf(codes.Unimplemented, "unknown method %v for service %v", method, service)
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/mem"
 
 	"github.com/trivet-kv/trivet/internal/metrics"
+	"github.com/trivet-kv/trivet/internal/token"
 )
 
 // Options says how the services of one member behave. Zero values mean etcd's defaults.
@@ -23,11 +24,18 @@ type Options struct {
 	// MiB longer, as with etcd. Watch answers that ask for fragments are cut at that longer bound.
 	MaxRequestBytes int
 	MaxTxnOps       int // --max-txn-ops
+	// Tokens and Passwords are how clients say who they are. nil: simple tokens, and bcrypt at etcd's default cost.
+	Tokens    *token.Tokens
+	Passwords Passwords
+	// ClientCertAuth takes the user's name from the common name of the client's certificate (--client-cert-auth).
+	ClientCertAuth bool
 	// ElectionTimeout paces the look at the leader: a stream that requires one ends when there was none at three
 	// looks in a row.
 	ElectionTimeout time.Duration
 	// RangeBudgetBytes bounds the memory of all large range answers that are not yet on the wire.
 	RangeBudgetBytes int64
+	// WarnSlow: a unary call that takes longer is logged (--warning-unary-request-duration). 0: 300 ms.
+	WarnSlow time.Duration
 }
 
 // grpcOverheadBytes is what etcd lets a message on the wire be longer than the request in it.
@@ -43,8 +51,17 @@ func (o *Options) defaults() {
 	if o.MaxTxnOps == 0 {
 		o.MaxTxnOps = 128
 	}
+	if o.Tokens == nil {
+		o.Tokens, _ = token.New(token.Options{Spec: "simple"}) // it fails for other specs only
+	}
+	if o.Passwords == nil {
+		o.Passwords = token.NewPasswords(0)
+	}
 	if o.ElectionTimeout == 0 {
 		o.ElectionTimeout = time.Second
+	}
+	if o.WarnSlow == 0 {
+		o.WarnSlow = 300 * time.Millisecond
 	}
 	if o.RangeBudgetBytes == 0 {
 		o.RangeBudgetBytes = 256 << 20
@@ -56,6 +73,7 @@ type Services struct {
 	o      Options
 	b      Backend
 	log    *slog.Logger
+	debug  bool // every unary call is logged
 	m      *metrics.Metrics
 	pool   mem.BufferPool
 	budget *budget
@@ -68,6 +86,7 @@ type Services struct {
 	mu      sync.Mutex
 	stopped bool
 	streams map[*openStream]struct{} // bounded by --max-concurrent-streams for each connection
+	guards  map[*guard]struct{}      // of watch streams: as many at most
 }
 
 type openStream struct {
@@ -75,21 +94,23 @@ type openStream struct {
 	requireLeader bool
 }
 
-// New starts the services: one goroutine that watches for the loss of the leader, which Stop ends.
+// New starts the services: a goroutine that watches for the loss of the leader and one that watches for changes of users
+// and roles, which Stop ends.
 func New(o Options) *Services {
 	o.defaults()
 	s := &Services{
-		o: o, b: o.Backend, log: o.Logger, m: o.Metrics,
+		o: o, b: o.Backend, log: o.Logger, debug: o.Logger.Enabled(context.Background(), slog.LevelDebug), m: o.Metrics,
 		pool: mem.DefaultBufferPool(), budget: newBudget(o.RangeBudgetBytes),
 		leases: newLeaseIDs(o.Backend.Header().MemberID, time.Now()),
-		stop:   make(chan struct{}), streams: make(map[*openStream]struct{}),
+		stop:   make(chan struct{}), streams: make(map[*openStream]struct{}), guards: make(map[*guard]struct{}),
 	}
-	s.done.Add(1)
+	s.done.Add(2)
 	go s.watchLeader()
+	go s.watchAuth()
 	return s
 }
 
-// Stop ends all streams and the services' own goroutine.
+// Stop ends all streams and the services' own goroutines.
 func (s *Services) Stop() {
 	s.stopOnce.Do(func() { close(s.stop) })
 	s.mu.Lock()
@@ -121,11 +142,8 @@ const (
 	Stream Kind = "stream"
 )
 
-// Admit decides whether a call may begin. learnerMay tells that a learner answers this request too.
-func (s *Services) Admit(kind Kind, c Caller, learnerMay bool) error {
-	if !learnerMay && s.b.Learner() {
-		return rpctypes.ErrGRPCNotSupportedForLearner
-	}
+// Admit decides whether a call may begin. A learner answers all of them: it asks the leader as any follower does.
+func (s *Services) Admit(kind Kind, c Caller) error {
 	if c.APIVersion == "" {
 		c.APIVersion = "unknown"
 	} else if !utf8.ValidString(c.APIVersion) {

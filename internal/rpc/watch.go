@@ -31,15 +31,25 @@ func (s *Services) Watch(ctx context.Context, stream WatchStream) error {
 	defer cancel(nil)
 	w := s.b.Hub().NewStream()
 	defer w.Close()
+	g := s.newGuard(ctx, w)
+	defer g.close()
 	go func() {
-		if err := receiveWatch(ctx, w, stream); err != nil {
+		if err := receiveWatch(ctx, w, g, stream); err != nil {
 			cancel(err)
 		}
 	}()
+	var seen mark
 	for {
 		b, err := w.Next(ctx)
 		if err != nil {
 			return watchEnd(ctx, err)
+		}
+		if now := s.authMark(); now != seen {
+			g.recheck()
+			seen = now
+			if b.Kind == watch.Events && !w.Watching(b.ID) {
+				continue // of a watcher that has just ended
+			}
 		}
 		begin := time.Now()
 		if err := s.sendBatch(&b, stream.Send); err != nil {
@@ -73,7 +83,7 @@ func watchEnd(ctx context.Context, err error) error {
 }
 
 // receiveWatch takes the client's requests until it closes its side, which is no error.
-func receiveWatch(ctx context.Context, w *watch.Stream, stream WatchStream) error {
+func receiveWatch(ctx context.Context, w *watch.Stream, g *guard, stream WatchStream) error {
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -85,7 +95,7 @@ func receiveWatch(ctx context.Context, w *watch.Stream, stream WatchStream) erro
 		switch u := r.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
 			if u.CreateRequest != nil {
-				_, err = w.Create(ctx, createOptions(u.CreateRequest))
+				err = g.create(ctx, createOptions(u.CreateRequest))
 			}
 		case *pb.WatchRequest_CancelRequest:
 			if u.CancelRequest != nil {
@@ -139,6 +149,9 @@ func (s *Services) sendBatch(b *watch.Batch, send func(*Answer) error) error {
 		prefix = appendBytes(prefix, watchReason, []byte(refusal(b.Err)))
 	case watch.Canceled:
 		prefix = appendBool(prefix, watchCanceled, true)
+		if b.Err != nil {
+			prefix = appendBytes(prefix, watchReason, []byte(refusal(b.Err)))
+		}
 	case watch.Compacted:
 		prefix = appendBool(prefix, watchCanceled, true)
 		prefix = appendVarint(prefix, watchCompact, uint64(b.CompactRevision))
@@ -151,7 +164,7 @@ func (s *Services) sendBatch(b *watch.Batch, send func(*Answer) error) error {
 
 // refusal is the reason that etcd gives for a watcher that it does not make.
 func refusal(err error) string {
-	if errors.Is(err, watch.ErrEmptyRange) || errors.Is(err, watch.ErrDuplicateID) {
+	if _, ok := err.(watchRefusal); ok || errors.Is(err, watch.ErrEmptyRange) || errors.Is(err, watch.ErrDuplicateID) {
 		return err.Error()
 	}
 	return Text(err)

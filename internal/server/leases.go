@@ -132,6 +132,12 @@ func (m *Member) LeaseKeys(id kv.LeaseID) ([][]byte, error) {
 	return s.Leases.Keys(s.Engine, id)
 }
 
+// SkimLease visits keys of a lease as lease.Leases.Skim does.
+func (m *Member) SkimLease(id kv.LeaseID, visit func(key []byte) ([]byte, error)) error {
+	s := m.machine.state.Load()
+	return s.Leases.Skim(s.Engine, id, visit)
+}
+
 // Leases returns the ids of the leases in order.
 func (m *Member) Leases() []kv.LeaseID { return m.machine.state.Load().Leases.IDs() }
 

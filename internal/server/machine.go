@@ -42,7 +42,11 @@ type machine struct {
 type listeners struct {
 	Events    func(revision int64, events []kv.Event)
 	Leases    func([]fsm.LeaseChange)
+	Members   func() // they are others now, or something that is known of them
 	Compacted func(revision int64) <-chan struct{}
+	// Tokens is told of a token before whoever asked for it; it may be nil. Auth is told that users and roles changed.
+	Tokens func(fsm.Token)
+	Auth   func()
 	// Applied is told last, for metrics. It may be nil, and must not keep the outcome.
 	Applied func(out *fsm.Outcome, took time.Duration)
 	// Replaced is called when a checkpoint of another member took the place of the state.
@@ -93,13 +97,26 @@ func (m *machine) Apply(entries []command.Entry) error {
 	if err != nil {
 		return err
 	}
-	took := time.Since(start)
+	m.tell(&out, time.Since(start))
+	return nil
+}
+
+// tell tells everybody what came of a batch.
+func (m *machine) tell(out *fsm.Outcome, took time.Duration) {
 	var compacted <-chan struct{}
 	if out.Compacted > 0 {
 		compacted = m.listeners.Compacted(out.Compacted)
 	}
+	if out.MembersChanged {
+		m.listeners.Members()
+	}
 	if len(out.Leases) > 0 {
 		m.listeners.Leases(out.Leases)
+	}
+	if m.listeners.Tokens != nil {
+		for _, t := range out.Tokens {
+			m.listeners.Tokens(t)
+		}
 	}
 	// Results go first: who waits for one is served while the watch hub sorts the events.
 	for i := range out.Results {
@@ -107,19 +124,30 @@ func (m *machine) Apply(entries []command.Entry) error {
 		r.Result.Compacted = compacted
 		m.waiters.done(r.ID, r.Result)
 	}
+	if out.AuthChanged {
+		m.listeners.Auth()
+	}
 	if len(out.Events) > 0 {
 		m.listeners.Events(out.Revision, out.Events)
 	}
 	if m.listeners.Applied != nil {
-		m.listeners.Applied(&out, took)
+		m.listeners.Applied(out, took)
 	}
-	return nil
 }
 
 // ApplyConf implements replica.StateMachine.
-func (m *machine) ApplyConf(e command.Entry, _ []byte, confState []byte) error {
-	return m.state.Load().ApplyConf(e, confState)
+func (m *machine) ApplyConf(e command.Entry, confState []byte) error {
+	start := time.Now()
+	out, err := m.state.Load().ApplyConf(e, confState, m.waiters)
+	if err != nil {
+		return err
+	}
+	m.tell(&out, time.Since(start))
+	return nil
 }
+
+// CheckConf implements replica.StateMachine.
+func (m *machine) CheckConf(e command.Entry) (bool, error) { return m.state.Load().CheckConf(e) }
 
 // Checkpoint implements replica.StateMachine.
 func (m *machine) Checkpoint(context.Context) (replica.Checkpoint, error) {

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"sync"
 
+	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/leader"
@@ -20,6 +22,39 @@ func (m *Member) Store() *mvcc.Store { return m.machine.state.Load().Store }
 // Hub is where clients watch.
 func (m *Member) Hub() *watch.Hub { return m.hub }
 
+// Auth is the users and roles. Like the store others may take their place.
+func (m *Member) Auth() *auth.Auth { return m.machine.state.Load().Auth }
+
+// AuthChanged is closed when users or roles change, or others take their place.
+func (m *Member) AuthChanged() <-chan struct{} { return m.authChanged.wait() }
+
+// broadcast wakes everybody who waits.
+type broadcast struct {
+	mu sync.Mutex
+	c  chan struct{} // nil: nobody waits
+}
+
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c == nil {
+		b.c = make(chan struct{})
+	}
+	return b.c
+}
+
+func (b *broadcast) tell() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c != nil {
+		close(b.c)
+		b.c = nil
+	}
+}
+
+// Applied is the index of the last log entry that was applied.
+func (m *Member) Applied() uint64 { return m.replica.Status().Applied }
+
 // Header says who answers.
 func (m *Member) Header() rpc.Header {
 	return rpc.Header{ClusterID: m.identity.ClusterID, MemberID: m.identity.MemberID, Term: m.replica.Status().Term}
@@ -33,14 +68,10 @@ func (m *Member) Learner() bool { return m.replica.Status().Learner }
 
 // Members lists the members in the order of their ids.
 func (m *Member) Members() []rpc.Member {
-	learners := make(map[uint64]bool)
-	for _, id := range m.replica.Status().Learners {
-		learners[id] = true
-	}
 	var out []rpc.Member
 	for _, p := range m.machine.state.Load().Members.All() {
 		out = append(out, rpc.Member{
-			ID: p.ID, Name: p.Name, PeerURLs: p.PeerURLs, ClientURLs: p.ClientURLs, Learner: learners[p.ID],
+			ID: p.ID, Name: p.Name, PeerURLs: p.PeerURLs, ClientURLs: p.ClientURLs, Learner: p.Learner,
 		})
 	}
 	return out

@@ -51,6 +51,11 @@ func (s *Stream) look() (Batch, step, error) {
 		<-s.room
 		return b, give, nil
 	}
+	if len(s.revoked) > 0 {
+		b := s.revoked[0]
+		s.revoked = pop(s.revoked)
+		return b, give, nil
+	}
 	for len(s.out) > 0 {
 		o := s.out[0]
 		s.out = pop(s.out)

@@ -3,7 +3,9 @@ package watch
 import (
 	"bytes"
 	"context"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +29,7 @@ type Stream struct {
 	nextID   int64 // where the search for a free id begins
 
 	control []Batch    // answers to Create, Cancel and Refuse, sent before anything else
+	revoked []Batch    // the ends of watchers that Revoke ended, sent next
 	out     []outgoing // what catching up has made
 	ready   []*watcher // synced watchers with pending events, each once, perhaps some that are not so any more
 	pending int        // positions that wait in all watchers
@@ -126,7 +129,7 @@ func (s *Stream) end(why error) {
 	for _, o := range s.out {
 		h.pending.Add(-int64(len(o.batch.Events)))
 	}
-	s.control, s.out, s.ready = nil, nil, nil
+	s.control, s.revoked, s.out, s.ready = nil, nil, nil, nil
 	delete(h.streams, s)
 	delete(h.waiting, s)
 	close(s.ended)
@@ -269,6 +272,38 @@ func (s *Stream) Cancel(ctx context.Context, id int64) error {
 	s.stale = true
 	s.answerLocked(Batch{Kind: Canceled, ID: id, Revision: h.source.Revision()})
 	return nil
+}
+
+// Revoke ends the watchers for whose range refuse returns an error, and lets Next give out Canceled with that error as the
+// reason. refuse is called under the stream's locks and must not block. A batch of such a watcher that Next has returned
+// already is the caller's to drop: see Watching.
+func (s *Stream) Revoke(refuse func(kv.Range) error) {
+	h := s.h
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rev := h.source.Revision()
+	for _, id := range slices.Sorted(maps.Keys(s.watchers)) {
+		w := s.watchers[id]
+		if w.state == over {
+			continue
+		}
+		if err := refuse(w.Range); err != nil {
+			s.removeLocked(w)
+			delete(s.watchers, id)
+			s.stale = true
+			s.revoked = append(s.revoked, Batch{Kind: Canceled, ID: id, Revision: rev, Err: err})
+			s.wake()
+		}
+	}
+}
+
+// Watching reports whether the stream has a watcher of this id that was neither cancelled nor revoked.
+func (s *Stream) Watching(id int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.watchers[id] != nil
 }
 
 // RequestProgress asks for a Progress for the whole stream. Next gives it out once all watchers of the stream have been

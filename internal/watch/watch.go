@@ -156,7 +156,7 @@ const (
 	Created
 	// Refused answers a Create that could not be done, with Err; ID is InvalidID.
 	Refused
-	// Canceled answers Cancel.
+	// Canceled answers Cancel; or, with Err, the watcher was ended by Revoke.
 	Canceled
 	// Compacted says that the watcher has ended because the next revision it needs is compacted.
 	Compacted

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/fsm"
@@ -37,14 +38,17 @@ type Backend struct {
 	alarms    atomic.Pointer[[]rpc.Alarm]
 	// Barrier and Refuse, if set, are what ReadBarrier and Propose answer.
 	Barrier, Refuse atomic.Pointer[error]
+	// OnToken, if set, is told of the tokens that the log makes.
+	OnToken atomic.Pointer[func(fsm.Token)]
 	// Hold makes ReadBarrier wait for the end of its context.
 	Hold atomic.Bool
 
 	compacting sync.WaitGroup
 
-	mu    sync.Mutex // the log
-	index uint64
-	id    uint64
+	mu          sync.Mutex // the log
+	index       uint64
+	id          uint64
+	authChanged chan struct{}
 }
 
 // New makes the member and closes it at the end of the test.
@@ -66,7 +70,7 @@ func New(t testing.TB, o watch.Options) *Backend {
 		t.Fatal(err)
 	}
 	o.History = s.Store
-	b := &Backend{state: s, hub: watch.New(o), index: s.Applied.Index}
+	b := &Backend{state: s, hub: watch.New(o), index: s.Applied.Index, authChanged: make(chan struct{})}
 	b.LeaderID.Store(MemberID)
 	t.Cleanup(func() {
 		b.compacting.Wait()
@@ -105,6 +109,15 @@ func (b *Backend) Propose(ctx context.Context, c *command.Command) (command.Resu
 		return command.Result{}, err
 	}
 	b.hub.Publish(out.Revision, out.Events)
+	for _, t := range out.Tokens {
+		if f := b.OnToken.Load(); f != nil {
+			(*f)(t)
+		}
+	}
+	if out.AuthChanged {
+		close(b.authChanged)
+		b.authChanged = make(chan struct{})
+	}
 	res := out.Results[0].Result
 	if out.Compacted != 0 {
 		done := make(chan struct{})
@@ -141,6 +154,28 @@ func (b *Backend) Store() *mvcc.Store { return b.state.Store }
 // Hub is the hub.
 func (b *Backend) Hub() *watch.Hub { return b.hub }
 
+// Auth is the users and roles.
+func (b *Backend) Auth() *auth.Auth { return b.state.Auth }
+
+// AuthChanged is closed at their next change.
+func (b *Backend) AuthChanged() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.authChanged
+}
+
+// Applied is the index of the last entry.
+func (b *Backend) Applied() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.index
+}
+
+// SkimLease reads the engine.
+func (b *Backend) SkimLease(id kv.LeaseID, visit func(key []byte) ([]byte, error)) error {
+	return b.state.Leases.Skim(b.state.Engine, id, visit)
+}
+
 // Header is always the same.
 func (b *Backend) Header() rpc.Header {
 	return rpc.Header{ClusterID: ClusterID, MemberID: MemberID, Term: Term}
@@ -159,6 +194,26 @@ func (b *Backend) Members() []rpc.Member {
 		out = append(out, rpc.Member{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs, Learner: m.Learner})
 	}
 	return out
+}
+
+// AddMember and its sisters refuse: there is no raft here.
+func (b *Backend) AddMember(context.Context, []string, bool) (uint64, error) {
+	return 0, kv.ErrUnhealthy
+}
+
+// RemoveMember refuses.
+func (b *Backend) RemoveMember(context.Context, uint64) error { return kv.ErrNotEnoughStarted }
+
+// UpdateMember refuses.
+func (b *Backend) UpdateMember(context.Context, uint64, []string) error { return kv.ErrMemberNotFound }
+
+// PromoteMember refuses.
+func (b *Backend) PromoteMember(context.Context, uint64) error { return kv.ErrMemberNotLearner }
+
+// ClusterVersion is 3.7.0.
+func (b *Backend) ClusterVersion() (string, rpc.Downgrade) {
+	d := b.state.Members.Downgrade()
+	return "3.7.0", rpc.Downgrade{Enabled: d.Enabled, Target: d.Target}
 }
 
 // Status is made up but for the index.

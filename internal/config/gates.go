@@ -1,0 +1,121 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+)
+
+// stage is how far a feature of etcd has come.
+type stage uint8
+
+const (
+	alpha stage = iota
+	beta
+)
+
+// gate is one feature gate of etcd 3.7.
+type gate struct {
+	name  string
+	stage stage
+	on    bool // the default
+	// Support is as for a flag: that it works when turned on, that turning it on is refused for want of what Why names, or
+	// that it has no meaning, for the reason in Why.
+	support Support
+	why     string
+}
+
+// gates is never written to.
+var gates = []gate{
+	{"CompactHashCheck", alpha, false, Later, "comparing the members' data after a compaction"},
+	{"FastLeaseKeepAlive", beta, true, Meaningless, "a renewal never waits for entries to be applied"},
+	{"InitialCorruptCheck", alpha, false, Later, "comparing the members' data before serving"},
+	{"LeaseCheckpoint", alpha, false, Meaningless, "a lease's time always goes on after a change of leader"},
+	{"LeaseCheckpointPersist", alpha, false, Meaningless, "a lease's time always goes on after a restart"},
+	{"PriorityRequest", alpha, false, Meaningless, "the queue of proposals has one bound for all"},
+	{"SetMemberLocalAddr", alpha, false, Later, "choosing the local address of peer connections"},
+	{"StopGRPCServiceOnDefrag", alpha, false, Meaningless, "there is nothing to defragment"},
+	{"TxnModeWriteWithSharedBuffer", beta, true, Meaningless, noBbolt},
+}
+
+// The names that turn on or off all gates of a stage that are not given by their own.
+var gateGroups = map[string]stage{"AllAlpha": alpha, "AllBeta": beta}
+
+func gatesWhy() string {
+	var later, works, none []string
+	for _, g := range gates {
+		switch g.support {
+		case Later:
+			later = append(later, g.name)
+		case Works:
+			works = append(works, g.name)
+		default:
+			none = append(none, g.name)
+		}
+	}
+	var parts []string
+	for _, p := range []struct {
+		names []string
+		what  string
+	}{{works, "can be turned on"}, {later, "come later"}, {none, "have no meaning"}} {
+		if len(p.names) > 0 {
+			parts = append(parts, strings.Join(p.names, ", ")+" "+p.what)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// setGates reads NAME=true,NAME=false as etcd does: the last of a name wins, a group reaches those not named themselves.
+func (c *Config) setGates(s setting) error {
+	given := map[string]bool{}
+	for _, pair := range strings.Split(s.value, ",") {
+		if pair == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		name = strings.TrimSpace(name)
+		on, err := Bool.parse(strings.TrimSpace(value))
+		if !ok || err != nil {
+			return fmt.Errorf("%s: %q does not say on or off; write NAME=true or NAME=false", s.shown, pair)
+		}
+		_, group := gateGroups[name]
+		if !group && !slices.ContainsFunc(gates, func(g gate) bool { return g.name == name }) {
+			return fmt.Errorf("%s: %q is not a feature gate of etcd 3.7; leave it out", s.shown, name)
+		}
+		given[name] = on == "true"
+	}
+	c.Gates = make(map[string]bool, len(gates)+len(gateGroups))
+	for name := range gateGroups {
+		c.Gates[name] = given[name]
+	}
+	for _, g := range gates {
+		on, named := given[g.name]
+		for group, stage := range gateGroups {
+			if of, ok := given[group]; ok && !named && stage == g.stage {
+				on, named = of, true
+			}
+		}
+		if !named {
+			on = g.on
+		}
+		c.Gates[g.name] = on
+	}
+	for _, g := range gates {
+		_, named := given[g.name]
+		switch on := c.Gates[g.name]; {
+		case on == g.on || g.support == Works:
+		case g.support == Later && named:
+			return fmt.Errorf("%s: %s is not supported yet; leave %s out", s.shown, g.why, g.name)
+		case g.support == Later: // by its group
+			c.note(slog.LevelWarn, "feature gate is not supported yet and stays off", "gate", g.name, "missing", g.why)
+			c.Gates[g.name] = false
+		default:
+			c.note(slog.LevelWarn, "feature gate has no meaning here and is ignored", "gate", g.name, "reason", g.why)
+		}
+	}
+	if c.Gates["LeaseCheckpointPersist"] && !c.Gates["LeaseCheckpoint"] {
+		return fmt.Errorf("%s: LeaseCheckpointPersist needs LeaseCheckpoint; give both or none", s.shown)
+	}
+	return nil
+}
