@@ -210,7 +210,7 @@ func TestHealthPages(t *testing.T) {
 	want("/readyz/non_learner", 503, "[-]non_learner failed: not supported for learner\n\n")
 	m.IsLearner.Store(false)
 
-	m.SetAlarms(rpc.Alarm{MemberID: 1, Type: rpc.AlarmNoSpace}, rpc.Alarm{MemberID: 1, Type: rpc.AlarmCorrupt})
+	m.SetAlarms(kv.Alarm{MemberID: 1, Type: kv.AlarmNoSpace}, kv.Alarm{MemberID: 1, Type: kv.AlarmCorrupt})
 	want("/health", 503, `{"health":"false","reason":"ALARM NOSPACE"}`+"\n")
 	want("/health?exclude=NOSPACE", 503, `{"health":"false","reason":"ALARM CORRUPT"}`+"\n")
 	want("/health?exclude=NOSPACE&exclude=CORRUPT", 200, `{"health":"true","reason":""}`)

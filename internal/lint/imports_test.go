@@ -16,8 +16,9 @@ mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
 auth: engine kv                         # users and roles: state only; meets the others in fsm
 member: engine kv                          # state only; meets mvcc and lease in fsm
+alarm: engine kv                        # state only; meets the others in fsm
 token: auth kv                          # tokens and passwords: who a client is, not what it may do
-fsm: auth command engine kv lease member mvcc # the one place where state changes
+fsm: alarm auth command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
 transport:                              # bytes between members; knows no words
 replica: command kv                     # hands entries on in command's envelope; knows no keys
@@ -32,7 +33,7 @@ gateway: certs kv metrics rpc           # HTTP in front of the same services
 certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
 server: auth command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: auth certs command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth certs command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `

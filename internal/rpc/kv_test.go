@@ -240,8 +240,6 @@ func TestCallsThatComeLater(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	_, err := pb.NewMaintenanceClient(conn).Alarm(within(t), &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE})
-	later("Maintenance.Alarm ACTIVATE", err)
 	snap, err := pb.NewMaintenanceClient(conn).Snapshot(within(t), &pb.SnapshotRequest{})
 	if err == nil {
 		_, err = snap.Recv()
