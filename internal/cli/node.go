@@ -59,7 +59,8 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	}
 	joinMetrics(m, n.member)
 	n.services = rpc.New(rpc.Options{
-		Backend: n.member, Logger: log, Metrics: m,
+		ClientCertAuth: c.ClientTLS.ClientCertAuth,
+		Backend:        n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
 		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration,
 		Tokens: tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
@@ -71,7 +72,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 			KeepaliveInterval: c.GRPCKeepAliveInterval, KeepaliveTimeout: c.GRPCKeepAliveTimeout,
 		},
 		Clients: doors.clients, HTTP: doors.http, Monitor: doors.monitor,
-		NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
+		ClientCertAuth: c.ClientTLS.ClientCertAuth, NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
 		CORS: c.CORS, HostWhitelist: c.HostWhitelist,
 		CheckTimeout: 5*time.Second + 2*c.ElectionTimeout,
 	})

@@ -40,6 +40,8 @@ type Options struct {
 	// pages; the client doors serve them too. All are closed by Stop.
 	Clients, HTTP, Monitor []Door
 
+	ClientCertAuth bool // --client-cert-auth
+
 	NoJSON bool // --enable-grpc-gateway=false
 	Pprof  bool // --enable-pprof
 
@@ -96,7 +98,7 @@ func Start(o Options) (*Server, error) {
 		}
 		mux.Handle("/v3/", s.websockets(h))
 	}
-	s.http = s.httpServer(s.byContent(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux}))
+	s.http = s.httpServer(s.byContent(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux, refuseNames: s.refuseNames}))
 	monitor := http.NewServeMux()
 	s.pages(monitor)
 	s.monitor = s.httpServer(monitor)
@@ -111,6 +113,11 @@ func Start(o Options) (*Server, error) {
 		s.open(d, nil, s.monitor)
 	}
 	return s, nil
+}
+
+// refuseNames: as in etcd, while clients must have certificates and authentication is on.
+func (s *Server) refuseNames() bool {
+	return s.o.ClientCertAuth && !s.o.NoJSON && s.o.Backend.Auth().Published().Enabled()
 }
 
 // open serves gRPC, HTTP or both on a door.

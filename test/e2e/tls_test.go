@@ -313,3 +313,51 @@ func TestAutoTLS(t *testing.T) {
 		t.Errorf("%s %q %v", answer.Status, body, err)
 	}
 }
+
+// TestNameFromCertificate: with authentication on, the common name of a client's certificate is its user, but not for calls
+// of the JSON gateway, which are refused as etcd refuses them.
+func TestNameFromCertificate(t *testing.T) {
+	ca := pki.NewCA("ca")
+	k := newKeys(t, ca)
+	ca.Issue(pki.Spec{CN: "member", Hosts: []string{"127.0.0.1"}}).WriteTo(k.dir, "server")
+	pki.Write(k.dir, "ca.pem", ca.PEM)
+	pki.Write(k.dir, "crl.der", ca.Revoke())
+	root := k.as(ca.Issue(pki.Spec{CN: "root"}))
+	c := newClusterOver(t, root, 1, k.mutual()...)
+	c.start(c.members...)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client := c.client()
+	if _, err := client.UserAdd(ctx, "root", "secret"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.UserGrantRole(ctx, "root", "root"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.AuthEnable(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := c.members[0]
+	if err := tryPut(m, root); err != nil {
+		t.Error("root by its certificate:", err)
+	}
+	if err := tryPut(m, k.as(ca.Issue(pki.Spec{CN: "nobody"}))); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		t.Error("a name that is no user:", err)
+	}
+	if err := tryPut(m, k.as(ca.Issue(pki.Spec{}))); err == nil || !strings.Contains(err.Error(), "permission denied") {
+		t.Error("a certificate without a name:", err)
+	}
+	for _, http2 := range []bool{false, true} {
+		transport := &http.Transport{TLSClientConfig: root.Clone(), ForceAttemptHTTP2: http2, DisableKeepAlives: true}
+		answer, err := (&http.Client{Transport: transport}).Post(m.clientURL+"/v3/kv/range", "application/json", strings.NewReader(`{"key":"AA=="}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusBadRequest || err != nil ||
+			string(body) != "CommonName of client sending a request against gateway will be ignored and not used as expected\n" {
+			t.Errorf("the JSON gateway: %s %q %v", answer.Status, body, err)
+		}
+	}
+}
