@@ -213,19 +213,16 @@ func (s spans) find(key []byte) int {
 	return i
 }
 
-// cover reports whether every key of r lies in s. A range without keys (its end is not behind its key) counts as covered
-// if both ends lie inside of one span, as in etcd.
+// cover reports whether every key of r lies in s. A range without keys (its end is not behind its key) counts as its first
+// key alone, as in etcd.
 func (s spans) cover(r kv.Range) bool {
 	low, high := r.Key, r.End
 	switch {
-	case r.Single():
-		return s.find(r.Key) >= 0
 	case r.FromKey():
 		i := s.find(r.Key)
 		return i >= 0 && s[i].end == nil
-	case bytes.Compare(low, high) >= 0:
-		i := s.find(high)
-		return i >= 0 && bytes.Compare(s[i].begin, high) < 0 && (s[i].end == nil || bytes.Compare(s[i].end, low) > 0)
+	case r.Single(), bytes.Compare(low, high) >= 0:
+		return s.find(r.Key) >= 0
 	}
 	i := s.find(low)
 	return i >= 0 && (s[i].end == nil || bytes.Compare(high, s[i].end) <= 0)

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/version"
+
 	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/metrics"
@@ -66,8 +68,8 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 var etcdOps = map[string]string{
 	"put": "Put", "delete_range": "DeleteRange", "txn": "Txn", "compact": "Compaction",
 	"lease_grant": "LeaseGrant", "lease_revoke": "LeaseRevoke", "lease_checkpoint": "LeaseCheckpoint",
-	"member_publish": "ClusterMemberAttrSet",
-	"auth_enable":    "AuthEnable", "auth_disable": "AuthDisable", "authenticate": "Authenticate",
+	"member_publish": "ClusterMemberAttrSet", "cluster_version": "ClusterVersionSet", "downgrade": "DowngradeInfoSet", "alarm": "Alarm",
+	"auth_enable": "AuthEnable", "auth_disable": "AuthDisable", "authenticate": "Authenticate",
 	"auth_user_add": "AuthUserAdd", "auth_user_delete": "AuthUserDelete", "auth_user_change_password": "AuthUserChangePassword",
 	"auth_user_grant_role": "AuthUserGrantRole", "auth_user_revoke_role": "AuthUserRevokeRole",
 	"auth_role_add": "AuthRoleAdd", "auth_role_delete": "AuthRoleDelete",
@@ -160,6 +162,10 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 			}
 			return ids
 		},
+		ClusterVersion: func() string {
+			v, _ := b.ClusterVersion()
+			return version.Cluster(v)
+		},
 		HasLeader:     func() bool { return b.Leader() != 0 },
 		IsLeader:      func() bool { return b.Leader() == b.Header().MemberID },
 		IsLearner:     b.Learner,
@@ -175,6 +181,13 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 				return 0
 			}
 			return r.Count
+		},
+		Alarms: func() []metrics.AlarmOf {
+			var out []metrics.AlarmOf
+			for _, a := range b.Alarms() {
+				out = append(out, metrics.AlarmOf{MemberID: a.MemberID, Type: a.Type.String()})
+			}
+			return out
 		},
 		WatchStreams:    func() int { return int(b.Hub().Stats().Streams) },
 		Watchers:        func() int { return int(b.Hub().Stats().Watchers) },

@@ -22,6 +22,7 @@ import (
 
 	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/datadir"
+	"github.com/trivet-kv/trivet/internal/server"
 )
 
 func (t terminal) serverCommand() *cobra.Command {
@@ -66,7 +67,14 @@ func (t terminal) server(args []string) error {
 		fmt.Fprintf(t.err, "trivet: %s\n", sentence(err))
 		os.Exit(1)
 	}
-	if err := serve(c, log, fatal); err != nil {
+	err = serve(c, log, fatal)
+	if errors.Is(err, server.ErrRemoved) {
+		// As etcd's, it ends with status 0: nothing is gained by starting it again.
+		note(err)
+		fmt.Fprintf(t.err, "trivet: %s\n", sentence(err))
+		return nil
+	}
+	if err != nil {
 		note(err)
 		return err
 	}

@@ -72,7 +72,7 @@ func randomOp(r *rand.Rand, depth int) Op {
 
 func randomCommand(r *rand.Rand) *Command {
 	c := &Command{ID: r.Uint64(), Time: r.Int64() - r.Int64(), User: string(randomBytes(r)), AuthRevision: r.Uint64()}
-	switch r.IntN(9) {
+	switch r.IntN(16) {
 	case 0:
 		c.Put = randomPut(r)
 	case 1:
@@ -96,11 +96,25 @@ func randomCommand(r *rand.Rand) *Command {
 			Hash: randomBytes(r), NoPassword: r.IntN(2) == 0, BadHash: r.IntN(2) == 0, Nonce: string(randomBytes(r)),
 			Permission: kv.Permission{Range: randomRange(r), Access: kv.Access(r.Int32N(4) - 1)},
 		}
+	case 15:
+		c.Alarm = &Alarm{Raise: r.IntN(2) == 0, Alarm: kv.Alarm{Type: kv.AlarmType(r.Int32() - r.Int32()), MemberID: r.Uint64(), Own: r.IntN(2) == 0}}
 	case 7:
 		c.MemberPublish = &MemberPublish{ID: r.Uint64(), Name: string(randomBytes(r))}
 		for range r.IntN(3) {
 			c.MemberPublish.ClientURLs = append(c.MemberPublish.ClientURLs, string(randomBytes(r)))
 		}
+	case 14:
+		c.MemberAdd = &MemberAdd{ID: r.Uint64(), Learner: r.IntN(2) == 0, MaxLearners: r.Uint64(), PeerURLs: []string{string(randomBytes(r)), "u"}}
+	case 9:
+		c.MemberRemove = &MemberRemove{ID: r.Uint64()}
+	case 10:
+		c.MemberPromote = &MemberPromote{ID: r.Uint64()}
+	case 11:
+		c.MemberUpdate = &MemberUpdate{ID: r.Uint64(), PeerURLs: []string{string(randomBytes(r)), "u"}}
+	case 12:
+		c.ClusterVersion = &ClusterVersion{Version: string(randomBytes(r))}
+	case 13:
+		c.Downgrade = &Downgrade{Enabled: r.IntN(2) == 0, Target: string(randomBytes(r))}
 	}
 	return c
 }

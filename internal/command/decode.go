@@ -64,7 +64,12 @@ func (c *Command) Decode(b []byte) error {
 		c.LeaseCheckpoint = d.leaseCheckpoint(false)
 	case kindMemberPublish:
 		c.MemberPublish = d.memberPublish()
+	case kindAlarm:
+		c.Alarm = d.alarm()
 	default:
+		if d.membership(kind, c) {
+			break
+		}
 		if op := AuthOp(kind); op >= firstAuth && op <= lastAuth {
 			c.Auth = d.auth(op)
 			break
@@ -237,12 +242,12 @@ func (d *decoder) leaseCheckpoint(grants bool) *LeaseCheckpoint {
 }
 
 func (d *decoder) memberPublish() *MemberPublish {
-	m := &MemberPublish{ID: d.uvarint(), Name: string(d.bytes())}
-	if n := d.count(); n > 0 {
-		m.ClientURLs = make([]string, n)
-	}
-	for i := range m.ClientURLs {
-		m.ClientURLs[i] = string(d.bytes())
-	}
-	return m
+	return &MemberPublish{ID: d.uvarint(), Name: string(d.bytes()), ClientURLs: d.strings()}
+}
+
+func (d *decoder) alarm() *Alarm {
+	f := d.byte()
+	return &Alarm{Raise: f&flagRaise != 0, Alarm: kv.Alarm{
+		Type: kv.AlarmType(d.varint()), MemberID: d.uvarint(), Own: f&flagOwn != 0,
+	}}
 }

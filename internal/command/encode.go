@@ -25,7 +25,16 @@ const (
 	kindMemberPublish   = 8
 	kindRange           = 9 // inside transactions only
 	kindLeaseCheckpoint = 10
+
+	kindMemberAdd      = 40
+	kindMemberRemove   = 41
+	kindMemberPromote  = 42
+	kindMemberUpdate   = 43
+	kindClusterVersion = 44
+	kindDowngrade      = 45
 	// 20 to 31 are those of AuthOp.
+
+	kindAlarm = 50
 )
 
 const (
@@ -38,6 +47,11 @@ const (
 	flagKeysOnly = 1 << iota
 	flagCountOnly
 	flagBounds
+)
+
+const (
+	flagRaise = 1 << iota
+	flagOwn
 )
 
 // Append appends the encoding of c to dst.
@@ -66,11 +80,14 @@ func (c *Command) Append(dst []byte) []byte {
 	case c.LeaseCheckpoint != nil:
 		dst = appendLeases(dst, c.LeaseCheckpoint.Leases)
 		return binary.AppendUvarint(dst, c.LeaseCheckpoint.Term)
+	case c.Alarm != nil:
+		return c.Alarm.append(dst)
+	case c.MemberPublish != nil:
+		return c.MemberPublish.append(dst)
 	case c.Auth != nil:
 		return c.Auth.append(dst)
-	default:
-		return c.MemberPublish.append(dst)
 	}
+	return c.appendMembership(dst)
 }
 
 func (c *Command) kind() byte {
@@ -91,6 +108,20 @@ func (c *Command) kind() byte {
 		return kindLeaseCheckpoint
 	case c.MemberPublish != nil:
 		return kindMemberPublish
+	case c.Alarm != nil:
+		return kindAlarm
+	case c.MemberAdd != nil:
+		return kindMemberAdd
+	case c.MemberRemove != nil:
+		return kindMemberRemove
+	case c.MemberPromote != nil:
+		return kindMemberPromote
+	case c.MemberUpdate != nil:
+		return kindMemberUpdate
+	case c.ClusterVersion != nil:
+		return kindClusterVersion
+	case c.Downgrade != nil:
+		return kindDowngrade
 	case c.Auth != nil:
 		return byte(c.Auth.Op)
 	}
@@ -105,7 +136,9 @@ func (c *Command) Name() string {
 	return [...]string{
 		kindPut: "put", kindDeleteRange: "delete_range", kindTxn: "txn", kindCompact: "compact",
 		kindLeaseGrant: "lease_grant", kindLeaseRevoke: "lease_revoke", kindLeaseCheckpoint: "lease_checkpoint",
-		kindMemberPublish: "member_publish",
+		kindMemberPublish: "member_publish", kindMemberAdd: "member_add", kindMemberRemove: "member_remove",
+		kindMemberPromote: "member_promote", kindMemberUpdate: "member_update", kindClusterVersion: "cluster_version",
+		kindDowngrade: "downgrade", kindAlarm: "alarm",
 	}[c.kind()]
 }
 
@@ -183,11 +216,21 @@ func (o *Op) append(dst []byte) []byte {
 func (m *MemberPublish) append(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, m.ID)
 	dst = appendBytes(dst, []byte(m.Name))
-	dst = binary.AppendUvarint(dst, uint64(len(m.ClientURLs)))
-	for _, u := range m.ClientURLs {
-		dst = appendBytes(dst, []byte(u))
+	return appendStrings(dst, m.ClientURLs)
+}
+
+func appendStrings(dst []byte, all []string) []byte {
+	dst = binary.AppendUvarint(dst, uint64(len(all)))
+	for _, s := range all {
+		dst = appendBytes(dst, []byte(s))
 	}
 	return dst
+}
+
+func (a *Alarm) append(dst []byte) []byte {
+	dst = append(dst, flags(a.Raise, flagRaise)|flags(a.Own, flagOwn))
+	dst = binary.AppendVarint(dst, int64(a.Type))
+	return binary.AppendUvarint(dst, a.MemberID)
 }
 
 func appendRangeOptions(dst []byte, o *kv.RangeOptions) []byte {

@@ -13,8 +13,8 @@ import (
 // the member knows its cluster and etcd, like Trivet, ignores them. lookup resolves a host name (net.DefaultResolver's
 // LookupHost); it is asked only if the advertised URLs are not those of the initial cluster as written.
 func (c *Config) CheckBootstrap(ctx context.Context, lookup func(ctx context.Context, host string) ([]string, error)) error {
-	if c.InitialClusterState == "existing" {
-		return fmt.Errorf("--initial-cluster-state=existing: joining a running cluster is not supported yet; start all members with new and the same --initial-cluster")
+	if len(c.Join) > 0 {
+		return nil // the running cluster knows its members
 	}
 	if len(c.InitialCluster) == 0 {
 		return fmt.Errorf("--initial-cluster is empty; list the founding members as NAME=http://HOST:PORT")
@@ -32,13 +32,16 @@ func (c *Config) CheckBootstrap(ctx context.Context, lookup func(ctx context.Con
 	if i < 0 {
 		return fmt.Errorf("--name=%s: the name is not in --initial-cluster=%s; use one of its names, or add this member to it", c.Name, c.clusterText())
 	}
+	if c.InitialClusterState == "existing" {
+		return nil // as in etcd, the URLs that count are those that the member was added with
+	}
 	own := c.InitialCluster[i].PeerURLs
 	advertised := Strings(c.AdvertisePeerURLs)
 	if slices.Equal(own, advertised) {
 		return nil
 	}
-	a, errA := resolveAll(ctx, lookup, own)
-	b, errB := resolveAll(ctx, lookup, advertised)
+	a, errA := ResolveURLs(ctx, lookup, own)
+	b, errB := ResolveURLs(ctx, lookup, advertised)
 	if errA == nil && errB == nil && slices.Equal(a, b) {
 		return nil
 	}
@@ -56,15 +59,15 @@ func (c *Config) clusterText() string {
 	return strings.Join(pairs, ",")
 }
 
-// resolveAll replaces host names by their first address; sorted.
-func resolveAll(ctx context.Context, lookup func(context.Context, string) ([]string, error), urls []string) ([]string, error) {
+// ResolveURLs replaces host names by their first address; sorted.
+func ResolveURLs(ctx context.Context, lookup func(context.Context, string) ([]string, error), urls []string) ([]string, error) {
 	var all []string
 	for _, s := range urls {
 		u, err := url.Parse(s)
 		if err != nil {
 			return nil, err
 		}
-		if net.ParseIP(u.Hostname()) == nil {
+		if !Unix(*u) && net.ParseIP(u.Hostname()) == nil {
 			addrs, err := lookup(ctx, u.Hostname())
 			if err != nil || len(addrs) == 0 {
 				return nil, fmt.Errorf("host %q has no address: %w", u.Hostname(), err)

@@ -26,6 +26,8 @@ type Outcome struct {
 	Leases []LeaseChange
 	// Tokens that users were given, for every member to know them.
 	Tokens []Token
+	// MembersChanged tells that members, or what is known of them, are others now.
+	MembersChanged bool
 	// AuthChanged tells that users, roles or permissions are others now.
 	AuthChanged bool
 	// Compacted is the newest revision that a compaction in this run asked for; 0 if none did.
@@ -87,21 +89,6 @@ func (s *State) Apply(entries []command.Entry, waiters Waiters) (Outcome, error)
 	return a.outcome, nil
 }
 
-// ApplyConf records the conf state that raft has after the configuration change e.
-func (s *State) ApplyConf(e command.Entry, confState []byte) error {
-	if e.Index != s.Applied.Index+1 {
-		panic(fmt.Sprintf("fsm: configuration change %d after %d", e.Index, s.Applied.Index))
-	}
-	b := s.Engine.NewBatch()
-	defer b.Close()
-	a := applier{State: s, batch: b, writer: s.Store.NewWriter(b)}
-	if err := a.commit(Position{Index: e.Index, Term: e.Term}, confState); err != nil {
-		return err
-	}
-	s.ConfState = confState
-	return nil
-}
-
 // applier is the work on one batch.
 type applier struct {
 	*State
@@ -111,6 +98,7 @@ type applier struct {
 	entry   *command.Entry
 	command command.Command // decoded in place, one after the other
 	outcome Outcome
+	conf    bool // raft counts with the members after the entry
 }
 
 // commit writes the position of the last entry into the batch, commits it and shows readers the new state.
@@ -128,16 +116,21 @@ func (a *applier) commit(last Position, confState []byte) error {
 		return fmt.Errorf("commit the state at entry %d: %w", last.Index, err)
 	}
 	a.Leases.Publish()
+	a.outcome.MembersChanged = a.Members.Changed()
 	a.Members.Publish()
+	a.Alarms.Publish()
 	a.Applied = last
 	a.outcome.Events = events
 	a.outcome.Revision = a.Store.Revision()
 	return nil
 }
 
+// discard forgets what a batch that is given up has changed in the tables beside the rows.
 func (a *applier) discard() {
 	a.Leases.Discard()
 	a.Auth.Discard()
+	a.Alarms.Discard()
+	a.Members.Discard()
 }
 
 func (a *applier) apply(origin uint64, encoded []byte) error {
@@ -163,6 +156,10 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 		r.Revision, r.Err = a.writer.Revision(), refused
 		return err
 	}
+	if r.Err = a.alarmed(c); r.Err != nil {
+		r.Revision = a.writer.Revision()
+		return nil
+	}
 	switch {
 	case c.Put != nil, c.DeleteRange != nil, c.Txn != nil:
 		return a.write(c, r, wanted)
@@ -185,8 +182,10 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 		p := c.MemberPublish
 		r.Revision = a.writer.Revision()
 		return a.Members.Describe(a.batch, p.ID, p.Name, p.ClientURLs)
+	case c.Alarm != nil:
+		return a.alarm(c.Alarm, r)
 	}
-	panic("fsm: a command with no request")
+	return a.membership(c, r)
 }
 
 func (a *applier) grant(g *command.LeaseGrant, r *command.Result) error {

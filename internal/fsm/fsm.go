@@ -1,8 +1,8 @@
 // Package fsm is the state machine: committed log entries go in, results and events come out, and between the two one
 // engine batch changes the state. Everything that Trivet stores for its users changes here and nowhere else.
 //
-// The state of one member is a State: the engine with the key-value store, the leases, the users and roles, and the members
-// over it. All of
+// The state of one member is a State: the engine with the key-value store, the leases, the users and roles, the members
+// and the alarms over it. All of
 // them are written through the same batch, which also holds the index and term of the last entry it contains, so that
 // whatever part of history survives a crash is a prefix of the log and says how long it is. Entries are applied in log
 // order by one goroutine, the replica's apply loop. Applying looks at no clock, no randomness and no configuration: every
@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/trivet-kv/trivet/internal/alarm"
 	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/lease"
@@ -27,6 +28,7 @@ type State struct {
 	Leases  *lease.Leases
 	Auth    *auth.Auth
 	Members *member.Members
+	Alarms  *alarm.Alarms
 
 	// Applied is the position of the last entry that the state holds, and ConfState the encoded voters and learners of
 	// raft after it. Both are the apply goroutine's.
@@ -47,7 +49,7 @@ func Open(e *engine.Engine, o mvcc.Options) (*State, error) {
 	if s.Applied, s.ConfState, err = ReadPosition(e); err != nil {
 		return nil, err
 	}
-	if s.Applied.Index == 0 {
+	if len(s.ConfState) == 0 {
 		return nil, ErrNotBootstrapped
 	}
 	if s.Store, err = mvcc.Open(e, o); err != nil {
@@ -62,6 +64,9 @@ func Open(e *engine.Engine, o mvcc.Options) (*State, error) {
 	if s.Members, err = member.Open(e); err != nil {
 		return nil, fmt.Errorf("open the members: %w", err)
 	}
+	if s.Alarms, err = alarm.Open(e); err != nil {
+		return nil, fmt.Errorf("open the alarms: %w", err)
+	}
 	return s, nil
 }
 
@@ -72,6 +77,16 @@ var BootstrapPosition = Position{Index: 1, Term: 1}
 // Bootstrap writes the first state of a new cluster and makes it durable. All founding members must be given the same
 // members and conf state.
 func Bootstrap(e *engine.Engine, members []member.Member, confState []byte) error {
+	return bootstrap(e, members, confState, BootstrapPosition)
+}
+
+// BootstrapJoin writes the first state of a member that joins a running cluster, and makes it durable: who the others are,
+// as one of them told, and nothing applied. Such a member is brought up by a checkpoint, which replaces all of it.
+func BootstrapJoin(e *engine.Engine, members []member.Member, confState []byte) error {
+	return bootstrap(e, members, confState, Position{})
+}
+
+func bootstrap(e *engine.Engine, members []member.Member, confState []byte, at Position) error {
 	b := e.NewBatch()
 	defer b.Close()
 	table, err := member.Open(e)
@@ -83,7 +98,7 @@ func Bootstrap(e *engine.Engine, members []member.Member, confState []byte) erro
 			return err
 		}
 	}
-	if err := writePosition(b, BootstrapPosition, confState); err != nil {
+	if err := writePosition(b, at, confState); err != nil {
 		return err
 	}
 	if err := b.Commit(); err != nil {

@@ -37,11 +37,11 @@ type member struct {
 func start(t testing.TB, change func(*gateway.Options)) *member {
 	t.Helper()
 	b := rpctest.New(t, watch.Options{})
-	m := metrics.New(metrics.Identity{Version: "3.7.3", ClusterVersion: "3.7", Product: "test"})
+	m := metrics.New(metrics.Identity{Version: "3.7.3", Product: "test"})
 	s := rpc.New(rpc.Options{Backend: b, Metrics: m, Logger: slog.New(slog.DiscardHandler)})
 	l := listen(t)
 	o := gateway.Options{
-		Services: s, Backend: b, Metrics: m, Logger: slog.New(slog.DiscardHandler), Clients: []net.Listener{l},
+		Services: s, Backend: b, Metrics: m, Logger: slog.New(slog.DiscardHandler), Clients: []gateway.Door{{Listener: l, Plain: true}},
 	}
 	if change != nil {
 		change(&o)
@@ -210,7 +210,7 @@ func TestHealthPages(t *testing.T) {
 	want("/readyz/non_learner", 503, "[-]non_learner failed: not supported for learner\n\n")
 	m.IsLearner.Store(false)
 
-	m.SetAlarms(rpc.Alarm{MemberID: 1, Type: rpc.AlarmNoSpace}, rpc.Alarm{MemberID: 1, Type: rpc.AlarmCorrupt})
+	m.SetAlarms(kv.Alarm{MemberID: 1, Type: kv.AlarmNoSpace}, kv.Alarm{MemberID: 1, Type: kv.AlarmCorrupt})
 	want("/health", 503, `{"health":"false","reason":"ALARM NOSPACE"}`+"\n")
 	want("/health?exclude=NOSPACE", 503, `{"health":"false","reason":"ALARM CORRUPT"}`+"\n")
 	want("/health?exclude=NOSPACE&exclude=CORRUPT", 200, `{"health":"true","reason":""}`)
@@ -331,7 +331,7 @@ func dial(t testing.TB, url string) *clientv3.Client {
 func TestSeparateListeners(t *testing.T) {
 	h, mon := listen(t), listen(t)
 	m := start(t, func(o *gateway.Options) {
-		o.HTTP, o.Monitor = []net.Listener{h}, []net.Listener{mon}
+		o.HTTP, o.Monitor = []gateway.Door{{Listener: h, Plain: true}}, []gateway.Door{{Listener: mon, Plain: true}}
 	})
 	if _, err := dial(t, m.url).Put(context.Background(), "a", "b"); err != nil {
 		t.Fatal(err)

@@ -13,13 +13,19 @@ import (
 )
 
 // serveVersion is /version. The versions are etcd's, because tools parse and compare them; our own is elsewhere.
-func serveVersion(w http.ResponseWriter, r *http.Request) {
+func serveVersion(b rpc.Backend, w http.ResponseWriter, r *http.Request) {
 	if !allow(w, r, http.MethodGet) {
 		return
 	}
-	body, err := json.Marshal(version.Versions{
-		Server: version.Version, Cluster: version.Cluster(version.Version) + ".0", Storage: rpc.StorageVersion,
-	})
+	cluster, _ := b.ClusterVersion()
+	v := version.Versions{Server: version.Version, Cluster: cluster, Storage: rpc.StorageVersion(cluster)}
+	if v.Cluster == "" {
+		v.Cluster = "not_decided"
+	}
+	if v.Storage == "" {
+		v.Storage = "unknown"
+	}
+	body, err := json.Marshal(v)
 	if err != nil {
 		panic(fmt.Sprintf("gateway: three strings do not marshal: %v", err))
 	}

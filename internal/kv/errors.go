@@ -30,6 +30,24 @@ var (
 	ErrLeaderTransferTimeout = errors.New("request timed out, leader transfer took too long")
 	ErrBadLeaderTransferee   = errors.New("bad leader transferee")
 	ErrMemberNotFound        = errors.New("member not found")
+
+	// Changes of the members.
+	ErrMemberRemoved    = errors.New("member was removed")
+	ErrMemberExists     = errors.New("member ID already exists")
+	ErrPeerURLExists    = errors.New("peer URLs already exist")
+	ErrMemberNotLearner = errors.New("member is no learner")
+	ErrLearnerNotReady  = errors.New("learner is not in sync with the leader")
+	ErrTooManyLearners  = errors.New("too many learners")
+	ErrNotEnoughStarted = errors.New("not enough started members")
+	ErrUnhealthy        = errors.New("unhealthy cluster")
+	ErrBadMemberChange  = errors.New("a change of the members that raft cannot make")
+
+	// The cluster's version.
+	ErrNoClusterVersion   = errors.New("the cluster's version is not decided")
+	ErrBadVersion         = errors.New("wrong format of a version")
+	ErrBadDowngradeTarget = errors.New("invalid target of a downgrade")
+	ErrDowngrading        = errors.New("a downgrade is under way")
+	ErrNoDowngrade        = errors.New("no downgrade is under way")
 )
 
 // Users, roles and permissions.

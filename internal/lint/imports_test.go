@@ -15,9 +15,10 @@ engine: kv                              # keys.go knows revisions and leases
 mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
 auth: engine kv                         # users and roles: state only; meets the others in fsm
-member: engine                          # state only; meets mvcc and lease in fsm
+member: engine kv                          # state only; meets mvcc and lease in fsm
+alarm: engine kv                        # state only; meets the others in fsm
 token: auth kv                          # tokens and passwords: who a client is, not what it may do
-fsm: auth command engine kv lease member mvcc # the one place where state changes
+fsm: alarm auth command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
 transport:                              # bytes between members; knows no words
 replica: command kv                     # hands entries on in command's envelope; knows no keys
@@ -28,10 +29,11 @@ datadir:                                # the layout of the data directory
 metrics:                                # the list of measurements; others give it values
 rpc: auth command fsm kv metrics mvcc token watch  # services: validate, translate, encode
 rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
-gateway: kv metrics rpc                 # HTTP in front of the same services
+gateway: certs kv metrics rpc           # HTTP in front of the same services
+certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
 server: auth command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: auth command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth certs command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -54,11 +56,14 @@ google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
 github.com/gorilla/websocket: internal/gateway # the JSON form over websockets; what etcd uses, so that handshakes answer alike
 github.com/prometheus: internal/metrics # others call observers
+golang.org/x/sys: internal/cli # SO_REUSEPORT
 github.com/spf13/cobra: internal/cli # commands
 github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that etcd uses
 golang.org/x/crypto/bcrypt: internal/token # hashes of passwords, as etcd's
 sigs.k8s.io/yaml: internal/config # the configuration file
 github.com/anishathalye/porcupine: internal/sim # linearizability
+github.com/coreos/go-semver: internal/rpc internal/leader # versions as etcd reads them
+go.etcd.io/etcd/client/pkg/v3: internal/rpc internal/cli # peer URLs as etcd reads them; what etcd's own gateway is made of
 github.com/coreos/go-systemd/v22: internal/cli # Type=notify, and the journal
 gopkg.in/natefinch/lumberjack.v2: internal/cli # rotates log files, with etcd's settings
 `

@@ -23,6 +23,7 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 	calls    callVecs
+	applies  sync.Map // applied → prometheus.Observer; as many as there are operations, twice
 	clients  sync.Map // client version and kind → prometheus.Counter; bounded by maxVersions
 	versions int
 	requests map[string][2]prometheus.Observer // by kind: failed, succeeded; never written after New
@@ -103,9 +104,8 @@ type Metrics struct {
 
 // Identity is what a member says of itself in metrics that only carry labels.
 type Identity struct {
-	Version        string // of the API that is served, X.Y.Z
-	ClusterVersion string // X.Y
-	Product        string // our own version
+	Version string // of the API that is served, X.Y.Z
+	Product string // our own version
 }
 
 // New makes the list in a registry of its own, with Go's and the process's collectors in it.
@@ -129,7 +129,6 @@ func New(id Identity) *Metrics {
 	}
 	m.label("etcd_server_version", "The version of etcd whose API is served.", "server_version", id.Version)
 	m.label("etcd_server_go_version", "The version of Go that built the server.", "server_go_version", runtime.Version())
-	m.label("etcd_cluster_version", "The version that the whole cluster serves.", "cluster_version", id.ClusterVersion)
 	m.label("trivet_version", "The version of Trivet.", "version", id.Product)
 	return m
 }
@@ -236,9 +235,19 @@ func (m *Metrics) ClientRequest(kind, version string) {
 	c.Inc()
 }
 
+type applied struct {
+	op string
+	ok bool
+}
+
 // Applied records one request applied by the state machine, as etcd_server_apply_duration_seconds names it.
 func (m *Metrics) Applied(op string, ok bool, took time.Duration) {
-	m.ApplySeconds.WithLabelValues("v3", op, strconv.FormatBool(ok)).Observe(took.Seconds())
+	key := applied{op, ok}
+	o, known := m.applies.Load(key)
+	if !known {
+		o, _ = m.applies.LoadOrStore(key, m.ApplySeconds.WithLabelValues("v3", op, strconv.FormatBool(ok)))
+	}
+	o.(prometheus.Observer).Observe(took.Seconds())
 }
 
 // RequestTook records one request from its arrival to its result.

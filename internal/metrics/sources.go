@@ -13,6 +13,8 @@ import (
 type Sources struct {
 	MemberID uint64
 	Peers    func() []uint64 // ids of all members, this one included
+	// ClusterVersion is X.Y of what the whole cluster serves; empty while it is not decided.
+	ClusterVersion func() string
 
 	HasLeader, IsLeader, IsLearner func() bool
 	Committed, Applied             func() uint64
@@ -30,8 +32,17 @@ type Sources struct {
 	SlowWatchers              func() int // watchers behind the ring of recent events
 	PendingEvents             func() int
 
+	// Alarms are those that are raised, as (member, type) pairs.
+	Alarms func() []AlarmOf
+
 	// Own holds values without a name of etcd's: name under trivet_ → value.
 	Own []Own
+}
+
+// AlarmOf names one alarm that is raised.
+type AlarmOf struct {
+	MemberID uint64
+	Type     string
 }
 
 // Own is one metric of ours.
@@ -74,8 +85,34 @@ func (m *Metrics) Join(s Sources) {
 			id:   id, peers: s.Peers,
 		})
 	}
+	if s.Alarms != nil {
+		m.registry.MustRegister(alarmsCollector{
+			desc:   prometheus.NewDesc("etcd_debugging_server_alarms", "The alarms that are raised.", []string{"server_id", "alarm_type"}, nil),
+			alarms: s.Alarms,
+		})
+	}
+	if s.ClusterVersion != nil {
+		m.registry.MustRegister(versionCollector{
+			desc: prometheus.NewDesc("etcd_cluster_version", "The version that the whole cluster serves.", []string{"cluster_version"}, nil),
+			of:   s.ClusterVersion,
+		})
+	}
 	for _, o := range s.Own {
 		m.gaugeFunc("trivet_"+o.Name, o.Help, o.Value)
+	}
+}
+
+// versionCollector shows the version of the moment.
+type versionCollector struct {
+	desc *prometheus.Desc
+	of   func() string
+}
+
+func (v versionCollector) Describe(c chan<- *prometheus.Desc) { c <- v.desc }
+
+func (v versionCollector) Collect(c chan<- prometheus.Metric) {
+	if version := v.of(); version != "" {
+		c <- prometheus.MustNewConstMetric(v.desc, prometheus.GaugeValue, 1, version)
 	}
 }
 
@@ -109,6 +146,19 @@ func (c peersCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 func (c peersCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, p := range c.peers() {
 		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, c.id, fmt.Sprintf("%x", p))
+	}
+}
+
+type alarmsCollector struct {
+	desc   *prometheus.Desc
+	alarms func() []AlarmOf
+}
+
+func (c alarmsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+func (c alarmsCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, a := range c.alarms() {
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, fmt.Sprintf("%x", a.MemberID), a.Type)
 	}
 }
 

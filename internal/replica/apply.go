@@ -143,14 +143,25 @@ func (r *Replica) advance(p Position) {
 
 // applyConf applies a change of the members: in raft, on the loop, and then in the state machine.
 func (r *Replica) applyConf(entry command.Entry, e *raftpb.Entry) error {
+	cc, err := decodeConfChange(e)
+	if err != nil {
+		return fmt.Errorf("read the change of members in entry %d: %w", entry.Index, err)
+	}
+	entry.Data = cc.Context
+	fits, err := r.c.Machine.CheckConf(entry)
+	if err != nil {
+		return fmt.Errorf("check the change of members in entry %d: %w", entry.Index, err)
+	}
 	var change appliedConf
-	if err := r.onLoop(context.Background(), func(l *loop) { change = l.applyConfChange(e) }); err != nil {
-		return err // stopping: the entry and those behind it will be applied after the next start
+	if fits {
+		if err := r.onLoop(context.Background(), func(l *loop) { change = l.applyConfChange(entry.Index, cc) }); err != nil {
+			return err // stopping: the entry and those behind it will be applied after the next start
+		}
+		if change.err != nil {
+			return fmt.Errorf("apply the change of members in entry %d: %w", entry.Index, change.err)
+		}
 	}
-	if change.err != nil {
-		return fmt.Errorf("apply the change of members in entry %d: %w", entry.Index, change.err)
-	}
-	if err := r.c.Machine.ApplyConf(entry, change.context, change.confState); err != nil {
+	if err := r.c.Machine.ApplyConf(entry, change.confState); err != nil {
 		return fmt.Errorf("apply the change of members in entry %d: %w", entry.Index, err)
 	}
 	r.advance(Position{entry.Index, entry.Term})

@@ -137,3 +137,5 @@ func BenchmarkRead(b *testing.B) {
 		})
 	}
 }
+
+func (peerHandler) Removed(uint64) {}

@@ -164,15 +164,21 @@ func (m *toy) maybeFlushLocked() error {
 	return nil
 }
 
-func (m *toy) ApplyConf(e command.Entry, context, confState []byte) error {
+func (m *toy) CheckConf(command.Entry) (bool, error) { return true, nil }
+
+func (m *toy) ApplyConf(e command.Entry, confState []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e.Index != m.state.Applied.Index+1 {
 		return fmt.Errorf("entry %d after %+v", e.Index, m.state.Applied)
 	}
 	m.state.Applied = Position{e.Index, e.Term}
-	m.state.ConfState = confState
-	m.state.Contexts = append(m.state.Contexts, string(context))
+	if confState == nil {
+		e.Data = nil
+	} else {
+		m.state.ConfState = confState
+	}
+	m.state.Contexts = append(m.state.Contexts, string(e.Data))
 	return m.maybeFlushLocked()
 }
 

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,9 +23,9 @@ type MemberChange struct {
 	Learner bool // add, or keep, as a learner
 }
 
-// ChangeMembers proposes a change of the members; context comes back in StateMachine.ApplyConf. Nil means that it was
-// handed to the leader: like any proposal it may be lost, or refused because another change is under way; then nothing
-// comes back. Errors: kv.ErrNoLeader, kv.ErrTooManyRequests, kv.ErrStopped.
+// ChangeMembers proposes a change of the members; context comes back in StateMachine.CheckConf and ApplyConf. Nil means
+// that it was handed to the leader: like any proposal it may be lost, or dropped because another change is under way;
+// then nothing comes back, and the caller may propose it again. Errors: kv.ErrNoLeader, kv.ErrTooManyRequests, kv.ErrStopped.
 func (r *Replica) ChangeMembers(ctx context.Context, changes []MemberChange, context []byte) error {
 	cc := &raftpb.ConfChangeV2{Context: context}
 	for _, c := range changes {
@@ -71,25 +72,26 @@ func (l *loop) proposeConf(e *raftpb.Entry) error {
 }
 
 type appliedConf struct {
-	context   []byte
-	confState []byte
+	confState []byte // nil: the change was refused
 	err       error
 }
 
 // applyConfChange makes raft count with the members after an entry. Raft would panic on a change that does not fit; such
 // a change is refused here, on every member alike since all are at the same conf state.
-func (l *loop) applyConfChange(e *raftpb.Entry) (a appliedConf) {
-	cc, err := decodeConfChange(e)
-	if err != nil {
-		return appliedConf{err: err}
-	}
-	a.context = cc.Context
+func (l *loop) applyConfChange(index uint64, cc *raftpb.ConfChangeV2) (a appliedConf) {
 	if err := fits(l.confState, cc); err != nil {
-		l.c.Logger.Warn("refused a change of members", "index", e.GetIndex(), "err", err)
-		a.context = nil
-	} else {
-		l.confState = l.rn.ApplyConfChange(cc)
-		l.view.stale = true
+		l.c.Logger.Warn("refused a change of members", "index", index, "err", err)
+		return appliedConf{}
+	}
+	l.confState = l.rn.ApplyConfChange(cc)
+	l.view.stale = true
+	for _, c := range cc.Changes {
+		if c.GetType() == raftpb.ConfChangeRemoveNode && c.GetNodeId() == l.lead && l.lead != l.c.ID {
+			// A leader that was removed steps down when it applies this too, and tells nobody.
+			l.observe()
+			l.campaign = campaign{}
+			l.forgetLeader()
+		}
 	}
 	a.confState, a.err = encodeConfState(l.confState)
 	return a
@@ -152,6 +154,12 @@ func encodeConfState(cs *raftpb.ConfState) ([]byte, error) {
 		cs.AutoLeave = nil
 	}
 	return proto.MarshalOptions{Deterministic: true}.Marshal(cs)
+}
+
+func sameConf(a, b *raftpb.ConfState) bool {
+	x, errX := encodeConfState(a)
+	y, errY := encodeConfState(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
 func decodeConfState(b []byte) (*raftpb.ConfState, error) {

@@ -16,8 +16,8 @@ import (
 // Position names one entry of the log.
 type Position struct{ Index, Term uint64 }
 
-// StateMachine is what committed entries are handed to. Apply, ApplyConf and Install are called by one goroutine, one at
-// a time; Checkpoint may run beside them. An error from Apply, ApplyConf or Install is final: the replica stops and says
+// StateMachine is what committed entries are handed to. Apply, CheckConf, ApplyConf and Install are called by one goroutine, one
+// at a time; Checkpoint may run beside them. An error from Apply, ApplyConf or Install is final: the replica stops and says
 // so on Failed.
 type StateMachine interface {
 	// Apply applies entries in order, in one atomic step that also stores the position of the last one. Entries with no
@@ -25,10 +25,14 @@ type StateMachine interface {
 	// never changed by anybody.
 	Apply(entries []command.Entry) error
 
-	// ApplyConf applies a change of the members. Context is what the proposer gave to ChangeMembers; it is nil if the
-	// change was refused because it does not fit the members there are now, or if raft itself made it. ConfState is to
-	// be stored with the applied position: it comes back in Config.ConfState.
-	ApplyConf(e command.Entry, context []byte, confState []byte) error
+	// CheckConf is asked whether the change of the members in e is to be made, with everything before e applied. It must
+	// depend on e and the state alone, so that all members decide alike. Data is what the proposer gave to ChangeMembers.
+	CheckConf(e command.Entry) (bool, error)
+
+	// ApplyConf applies the change of the members in e. ConfState is to be stored with the applied position: it comes back
+	// in Config.ConfState. It is nil if the change was not made, because CheckConf refused it or because it does not fit
+	// the members that raft has; then the applied position moves, and the conf state stays.
+	ApplyConf(e command.Entry, confState []byte) error
 
 	// Checkpoint makes a copy of the state as it is at some applied position, as files in a directory of its own. It may
 	// take long; nothing waits for it but the member that is to get it.

@@ -119,6 +119,9 @@ func (l *loop) currentCheckpoint() *sharedCheckpoint {
 	if first, err := l.c.Log.FirstIndex(); err != nil || c.Applied.Index+1 < first {
 		return nil // made while the log was cut: the follower could not go on from it
 	}
+	if !sameConf(c.confState, l.confState) {
+		return nil // made before a change of the members: one that is new would not find itself in it, and ignore it
+	}
 	return c
 }
 

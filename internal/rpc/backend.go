@@ -45,10 +45,19 @@ type Backend interface {
 
 	// Members lists the members of the cluster as this member has applied it, in the order of their ids.
 	Members() []Member
+	// AddMember, RemoveMember, UpdateMember and PromoteMember change the members and wait until this member has applied
+	// it. Their errors are those of package kv about members, kv.ErrUnhealthy, and Propose's.
+	AddMember(ctx context.Context, peerURLs []string, learner bool) (id uint64, err error)
+	RemoveMember(ctx context.Context, id uint64) error
+	UpdateMember(ctx context.Context, id uint64, peerURLs []string) error
+	PromoteMember(ctx context.Context, id uint64) error
+	// ClusterVersion is the version that the whole cluster serves, as X.Y.0, empty while it is not decided, and whether it
+	// is to go back.
+	ClusterVersion() (string, Downgrade)
 	Status() Status
 
 	// Alarms lists the alarms that are raised, in the cluster's state as this member has applied it.
-	Alarms() []Alarm
+	Alarms() []kv.Alarm
 
 	// LeaseRenew gives the lease its whole time again and returns it in seconds. Any member takes it; one that does not
 	// lead asks the leader. kv.ErrLeaseNotFound if the lease is gone.
@@ -95,17 +104,8 @@ type Status struct {
 	Learner     bool
 }
 
-// AlarmType is the kind of an Alarm. The numbers are those of etcd's AlarmType.
-type AlarmType int32
-
-// The alarms.
-const (
-	AlarmNoSpace AlarmType = 1
-	AlarmCorrupt AlarmType = 2
-)
-
-// Alarm is one raised alarm.
-type Alarm struct {
-	MemberID uint64
-	Type     AlarmType
+// Downgrade says whether the cluster is being taken to an earlier version, X.Y.0.
+type Downgrade struct {
+	Enabled bool
+	Target  string
 }

@@ -47,6 +47,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 		grpc.ForceServerCodecV2(Codec{Metrics: s.m}),
 		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.Creds(doorCredentials{}),
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(known, stream) }),
@@ -107,7 +108,7 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			f = missing(desc.ServiceName, m.MethodName)
 		}
 		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-		h := s.unaryHandler(call, gateOf(desc.ServiceName, m.MethodName), f)
+		h := s.unaryHandler("/"+desc.ServiceName+"/"+m.MethodName, call, gateOf(desc.ServiceName, m.MethodName), f)
 		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: h})
 	}
 	for _, m := range desc.Streams {
@@ -142,7 +143,7 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		s.add(gs, desc, unaries, streams)
 	}
 	add(pb.KV_ServiceDesc, map[string]unaryMethod{
-		"Range":       unaryIf(func(r *pb.RangeRequest) bool { return r.Serializable }, s.Range),
+		"Range":       unary(s.Range),
 		"Put":         unary(s.Put),
 		"DeleteRange": unary(s.DeleteRange),
 		"Txn":         unary(s.Txn),
@@ -155,14 +156,21 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 		"LeaseTimeToLive": unary(s.LeaseTimeToLive),
 		"LeaseLeases":     unary(s.LeaseLeases),
 	}, map[string]streamMethod{"LeaseKeepAlive": s.serveKeepAlive})
-	add(pb.Cluster_ServiceDesc, map[string]unaryMethod{"MemberList": unary(s.MemberList)}, nil)
+	add(pb.Cluster_ServiceDesc, map[string]unaryMethod{
+		"MemberList":    unary(s.MemberList),
+		"MemberAdd":     unary(s.MemberAdd),
+		"MemberRemove":  unary(s.MemberRemove),
+		"MemberUpdate":  unary(s.MemberUpdate),
+		"MemberPromote": unary(s.MemberPromote),
+	}, nil)
 	add(pb.Maintenance_ServiceDesc, map[string]unaryMethod{
 		"Alarm":      unary(s.Alarm),
-		"Status":     unaryIf(func(*pb.StatusRequest) bool { return true }, s.Status),
+		"Status":     unary(s.Status),
 		"Defragment": unary(s.Defragment),
 		"Hash":       unary(s.Hash),
 		"HashKV":     unary(s.HashKV),
 		"MoveLeader": unary(s.MoveLeader),
+		"Downgrade":  unary(s.Downgrade),
 	}, nil)
 	add(pb.Auth_ServiceDesc, map[string]unaryMethod{
 		"AuthEnable": unary(s.AuthEnable), "AuthDisable": unary(s.AuthDisable),
@@ -182,43 +190,43 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 	}, map[string]streamMethod{"Observe": s.serveObserve})
 }
 
-// unaryMethod decodes a request, says whether a learner takes it, and answers it.
-type unaryMethod func(ctx context.Context, admit func(learnerMay bool) error, decode func(any) error) (any, error)
+// unaryMethod decodes a request and answers it. It returns the request too, or nil.
+type unaryMethod func(ctx context.Context, admit func() error, decode func(any) error) (request, answer any, err error)
 
 func unary[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return unaryIf(func(*Req) bool { return false }, f)
-}
-
-func unaryIf[Req, Resp any](learnerMay func(*Req) bool, f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return func(ctx context.Context, admit func(bool) error, decode func(any) error) (any, error) {
+	return func(ctx context.Context, admit func() error, decode func(any) error) (any, any, error) {
 		r := new(Req)
 		if err := decode(r); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		if err := admit(learnerMay(r)); err != nil {
-			return nil, err
+		if err := admit(); err != nil {
+			return r, nil, err
 		}
 		out, err := f(ctx, r)
 		if err != nil {
-			return nil, err // not out, which would be a typed nil
+			return r, nil, err // not out, which would be a typed nil
 		}
-		return out, nil
+		return r, out, nil
 	}
 }
 
-func (s *Services) unaryHandler(call *metrics.Call, g gate, f unaryMethod) grpc.MethodHandler {
+func (s *Services) unaryHandler(method string, call *metrics.Call, g gate, f unaryMethod) grpc.MethodHandler {
 	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		begin := time.Now()
 		call.Started.Inc()
-		out, err := f(ctx, func(learnerMay bool) error {
+		req, out, err := f(ctx, func() error {
 			call.Received.Inc()
 			call.Sent.Inc() // as etcd counts: an error is an answer too
-			if err := s.Admit(Unary, callerOf(ctx), learnerMay); err != nil {
+			if err := s.Admit(Unary, callerOf(ctx)); err != nil {
 				return err
 			}
 			return s.pass(ctx, g)
 		}, decode)
-		call.Handled(status.Code(err), time.Since(begin))
+		took := time.Since(begin)
+		call.Handled(status.Code(err), took)
+		if took > s.o.WarnSlow || s.debug {
+			s.logCall(ctx, method, begin, took, req, out)
+		}
 		return out, err
 	}
 }
@@ -231,7 +239,7 @@ func (s *Services) streamHandler(call *metrics.Call, g gate, f streamMethod) grp
 		begin := time.Now()
 		call.Started.Inc()
 		caller := callerOf(stream.Context())
-		err := s.Admit(Stream, caller, false)
+		err := s.Admit(Stream, caller)
 		if err == nil {
 			err = s.pass(stream.Context(), g)
 		}
@@ -328,11 +336,11 @@ func (w watchStream) Send(a *Answer) error {
 
 func missing(service, method string) unaryMethod {
 	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
-	return func(_ context.Context, admit func(bool) error, _ func(any) error) (any, error) {
-		if err := admit(false); err != nil {
-			return nil, err
+	return func(_ context.Context, admit func() error, _ func(any) error) (any, any, error) {
+		if err := admit(); err != nil {
+			return nil, nil, err
 		}
-		return nil, unimplemented(name)
+		return nil, nil, unimplemented(name)
 	}
 }
 

@@ -61,6 +61,21 @@ var statusTable = []struct {
 	{kv.ErrInvalidAuthToken, rpctypes.ErrGRPCInvalidAuthToken},
 	{kv.ErrInvalidAuthMgmt, rpctypes.ErrGRPCInvalidAuthMgmt},
 	{kv.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
+	{kv.ErrMemberRemoved, rpctypes.ErrGRPCMemberNotFound},
+	{kv.ErrMemberExists, rpctypes.ErrGRPCMemberExist},
+	{kv.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
+	{kv.ErrMemberNotLearner, rpctypes.ErrGRPCMemberNotLearner},
+	{kv.ErrLearnerNotReady, rpctypes.ErrGRPCLearnerNotReady},
+	{kv.ErrTooManyLearners, rpctypes.ErrGRPCTooManyLearners},
+	// Again the client's error value in etcd, so that the code is Unknown.
+	{kv.ErrNotEnoughStarted, status.Error(codes.Unknown, "etcdserver: re-configuration failed due to not enough started members")},
+	{kv.ErrBadMemberChange, status.Error(codes.Unknown, "etcdserver: the members cannot be changed like that")},
+	{kv.ErrUnhealthy, rpctypes.ErrGRPCUnhealthy},
+	{kv.ErrNoClusterVersion, rpctypes.ErrGRPCClusterVersionUnavailable},
+	{kv.ErrBadVersion, rpctypes.ErrGRPCWrongDowngradeVersionFormat},
+	{kv.ErrBadDowngradeTarget, rpctypes.ErrGRPCInvalidDowngradeTargetVersion},
+	{kv.ErrDowngrading, rpctypes.ErrGRPCDowngradeInProcess},
+	{kv.ErrNoDowngrade, rpctypes.ErrGRPCNoInflightDowngrade},
 }
 
 // toStatus returns what the client is to see of err: a status error made here passes through, a sentinel becomes its

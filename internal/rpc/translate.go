@@ -66,19 +66,17 @@ func ops(in []*pb.RequestOp) []command.Op {
 }
 
 func compares(in []*pb.Compare) []command.Compare {
-	out := make([]command.Compare, 0, len(in))
-	for _, c := range in {
-		if t, ok := compare(c); ok {
-			out = append(out, t)
-		}
+	out := make([]command.Compare, len(in))
+	for i, c := range in {
+		out[i] = compare(c)
 	}
 	return out
 }
 
-// compare translates one condition; false leaves it out because it always holds. Numbers that name no target or no
-// relation are let through by etcd: an unknown target compares as equal, an unknown relation holds. They are expressed
-// by conditions that mean the same, so that the state machine need not know.
-func compare(c *pb.Compare) (command.Compare, bool) {
+// compare translates one condition. Numbers that name no target or no relation are let through by etcd: an unknown target
+// compares as equal, an unknown relation holds. They are expressed by conditions that mean the same, so that the state
+// machine need not know. One that always holds is kept: its keys must be readable for who asks.
+func compare(c *pb.Compare) command.Compare {
 	out := command.Compare{
 		Range:  kv.Range{Key: c.Key, End: c.RangeEnd},
 		Target: command.CompareTarget(c.Target),
@@ -90,12 +88,13 @@ func compare(c *pb.Compare) (command.Compare, bool) {
 	case !knownResult && c.Target == pb.Compare_VALUE:
 		// Holds if there is a value to compare with.
 		out.Target, out.Result, out.Int = command.CompareVersion, command.Greater, 0
-		return out, true
+		return out
 	case !knownResult, !knownTarget && c.Result == pb.Compare_EQUAL:
-		return command.Compare{}, false
+		out.Target, out.Result, out.Int = command.CompareVersion, command.Greater, math.MinInt64 // always
+		return out
 	case !knownTarget:
 		out.Target, out.Result, out.Int = command.CompareVersion, command.Less, math.MinInt64 // never
-		return out, true
+		return out
 	}
 	switch c.Target {
 	case pb.Compare_VERSION:
@@ -109,7 +108,7 @@ func compare(c *pb.Compare) (command.Compare, bool) {
 	case pb.Compare_VALUE:
 		out.Value = c.GetValue()
 	}
-	return out, true
+	return out
 }
 
 func keyValue(p *kv.KeyValue) *mvccpb.KeyValue {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +31,7 @@ func (m *Member) found() error {
 	m.identity = datadir.Identity{
 		ClusterID: clusterID, MemberID: self.ID, Name: m.options.Name, Token: m.options.Token, PeerURLs: self.PeerURLs,
 	}
-	if err := m.joinNetwork(members); err != nil {
+	if err := m.joinNetwork(members, nil); err != nil {
 		return err
 	}
 	if err := m.refuseIfKnown(members); err != nil {
@@ -128,15 +127,5 @@ func (m *Member) checkIdentity() error {
 	case id.Token != o.Token:
 		return fmt.Errorf("the data directory %s belongs to the cluster with the token %q, not %q: %s", o.DataDir, id.Token, o.Token, hint)
 	}
-	for _, f := range o.Founders {
-		if f.Name == o.Name && !sameSet(f.PeerURLs, id.PeerURLs) {
-			return fmt.Errorf("the data directory %s belongs to a member with the peer URLs %s, and the initial cluster gives %q the peer URLs %s: %s",
-				o.DataDir, strings.Join(id.PeerURLs, ","), o.Name, strings.Join(f.PeerURLs, ","), hint)
-		}
-	}
 	return nil
-}
-
-func sameSet(a, b []string) bool {
-	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }

@@ -42,6 +42,7 @@ type machine struct {
 type listeners struct {
 	Events    func(revision int64, events []kv.Event)
 	Leases    func([]fsm.LeaseChange)
+	Members   func() // they are others now, or something that is known of them
 	Compacted func(revision int64) <-chan struct{}
 	// Tokens is told of a token before whoever asked for it; it may be nil. Auth is told that users and roles changed.
 	Tokens func(fsm.Token)
@@ -96,10 +97,18 @@ func (m *machine) Apply(entries []command.Entry) error {
 	if err != nil {
 		return err
 	}
-	took := time.Since(start)
+	m.tell(&out, time.Since(start))
+	return nil
+}
+
+// tell tells everybody what came of a batch.
+func (m *machine) tell(out *fsm.Outcome, took time.Duration) {
 	var compacted <-chan struct{}
 	if out.Compacted > 0 {
 		compacted = m.listeners.Compacted(out.Compacted)
+	}
+	if out.MembersChanged {
+		m.listeners.Members()
 	}
 	if len(out.Leases) > 0 {
 		m.listeners.Leases(out.Leases)
@@ -122,15 +131,23 @@ func (m *machine) Apply(entries []command.Entry) error {
 		m.listeners.Events(out.Revision, out.Events)
 	}
 	if m.listeners.Applied != nil {
-		m.listeners.Applied(&out, took)
+		m.listeners.Applied(out, took)
 	}
-	return nil
 }
 
 // ApplyConf implements replica.StateMachine.
-func (m *machine) ApplyConf(e command.Entry, _ []byte, confState []byte) error {
-	return m.state.Load().ApplyConf(e, confState)
+func (m *machine) ApplyConf(e command.Entry, confState []byte) error {
+	start := time.Now()
+	out, err := m.state.Load().ApplyConf(e, confState, m.waiters)
+	if err != nil {
+		return err
+	}
+	m.tell(&out, time.Since(start))
+	return nil
 }
+
+// CheckConf implements replica.StateMachine.
+func (m *machine) CheckConf(e command.Entry) (bool, error) { return m.state.Load().CheckConf(e) }
 
 // Checkpoint implements replica.StateMachine.
 func (m *machine) Checkpoint(context.Context) (replica.Checkpoint, error) {

@@ -68,14 +68,10 @@ func (m *Member) Learner() bool { return m.replica.Status().Learner }
 
 // Members lists the members in the order of their ids.
 func (m *Member) Members() []rpc.Member {
-	learners := make(map[uint64]bool)
-	for _, id := range m.replica.Status().Learners {
-		learners[id] = true
-	}
 	var out []rpc.Member
 	for _, p := range m.machine.state.Load().Members.All() {
 		out = append(out, rpc.Member{
-			ID: p.ID, Name: p.Name, PeerURLs: p.PeerURLs, ClientURLs: p.ClientURLs, Learner: learners[p.ID],
+			ID: p.ID, Name: p.Name, PeerURLs: p.PeerURLs, ClientURLs: p.ClientURLs, Learner: p.Learner,
 		})
 	}
 	return out
@@ -91,8 +87,8 @@ func (m *Member) Status() rpc.Status {
 	}
 }
 
-// Alarms lists the alarms that are raised. Nothing raises one yet.
-func (m *Member) Alarms() []rpc.Alarm { return nil }
+// Alarms lists the alarms that are raised, by type and member.
+func (m *Member) Alarms() []kv.Alarm { return m.machine.state.Load().Alarms.All() }
 
 // MoveLeader hands leadership over to another voter.
 func (m *Member) MoveLeader(ctx context.Context, to uint64) error {

@@ -29,7 +29,20 @@ type Options struct {
 	// Founders are the members that a new cluster begins with, this one among them. A directory that was founded
 	// already does not look at them but to notice that it belongs to somebody else.
 	Founders []Founder
-	Token    string // told apart from other clusters with the same members by it
+	// Join, if set, finds the running cluster that a member without data is to join; Founders then do not matter to it.
+	Join func(ctx context.Context) (Joined, error)
+	// Promote lets the member ask for its vote as soon as it has caught up, if it is a learner.
+	Promote bool
+	// ForceNewCluster makes a new cluster of this member alone out of the data it has.
+	ForceNewCluster bool
+	// StrictReconfig refuses changes of the members that would leave the cluster without a majority that runs.
+	StrictReconfig bool
+	MaxLearners    uint64 // that the cluster may have
+	APIVersion     string // of the API that this binary serves, X.Y.Z; empty: the cluster's version is not looked after
+	// DowngradeCheck is how often a leader looks whether a downgrade is done; 0: never.
+	DowngradeCheck time.Duration
+
+	Token string // told apart from other clusters with the same members by it
 
 	// Transport joins the member to its peers. It is called once the member knows who it is.
 	Transport func(TransportConfig) (Transport, error)
@@ -70,6 +83,10 @@ type Transport interface {
 	replica.Transport
 	Serve(transport.Handler)
 	Call(ctx context.Context, to uint64, kind byte, body []byte) ([]byte, error)
+	// SetPeer makes a member known by its peer URLs, or changes them; RemovePeer forgets it and tells it, whenever it comes
+	// again, that it was removed. Neither blocks.
+	SetPeer(id uint64, peerURLs []string)
+	RemovePeer(id uint64)
 	Close() error
 }
 
@@ -125,7 +142,7 @@ func (o *Options) validate() error {
 	if o.Transport == nil || o.Origin == 0 {
 		return errors.New("server: a transport and an origin are needed")
 	}
-	if !slices.ContainsFunc(o.Founders, func(f Founder) bool { return f.Name == o.Name }) {
+	if o.Join == nil && !slices.ContainsFunc(o.Founders, func(f Founder) bool { return f.Name == o.Name }) {
 		return fmt.Errorf("the member %q is not among those of the initial cluster: give it there with its peer URLs, or give this member one of the names there", o.Name)
 	}
 	return nil

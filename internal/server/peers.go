@@ -20,6 +20,11 @@ const (
 	callLeaseRenew      = 1 // of a lease; answered by leaseAnswer
 	callLeaseTimeToLive = 2 // of a lease; answered by leaseAnswer
 	callKnown           = 3 // of a member; answered by one byte, 1 if that member has been started before
+	callLearnerReady    = 4 // of a member; answered by one byte: an index into readyAnswers
+	callConnected       = 5 // of a member; answered by one byte, 1 if this one is connected to it
+	callMembers         = 6 // without a body, also of a stranger; answered by a Joined as JSON
+	callJoin            = 7 // of a stranger; JoinRequest and joinAnswer as JSON
+	callVersion         = 8 // without a body; answered by the version of the API that this member's binary serves
 )
 
 // peers takes what arrives from other members: raft's messages go to the replica, calls to the member. The network may be
@@ -30,6 +35,7 @@ type peers struct {
 
 	mu    sync.Mutex
 	ended map[uint64]bool // peers at whose addresses nobody listens
+	up    map[uint64]bool // peers with which this member is connected
 }
 
 var errStarting = errors.New("the member is starting")
@@ -58,7 +64,7 @@ func (p *peers) Unreachable(id uint64) {
 
 // PeerUp implements transport.Handler.
 func (p *peers) PeerUp(id uint64) {
-	p.note(id, false)
+	p.note(id, true, false)
 	if r := p.replica.Load(); r != nil {
 		r.PeerUp(id)
 	}
@@ -66,15 +72,15 @@ func (p *peers) PeerUp(id uint64) {
 
 // PeerDown implements transport.Handler.
 func (p *peers) PeerDown(id uint64, processGone bool) {
-	p.note(id, processGone)
+	p.note(id, false, processGone)
 	if r := p.replica.Load(); r != nil {
 		r.PeerDown(id, processGone)
 	}
 }
 
-func (p *peers) note(id uint64, ended bool) {
+func (p *peers) note(id uint64, up, ended bool) {
 	p.mu.Lock()
-	p.ended[id] = ended
+	p.ended[id], p.up[id] = ended, up
 	p.mu.Unlock()
 }
 
@@ -85,6 +91,18 @@ func (p *peers) gone(id uint64) bool {
 	return p.ended[id]
 }
 
+// connected reports whether messages flow to a peer.
+func (p *peers) connected(id uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.up[id]
+}
+
+// Removed implements transport.Handler.
+func (p *peers) Removed(by uint64) {
+	p.m.removedBy(fmt.Sprintf("member %x says so", by))
+}
+
 // flushed passes on to the replica what the engine says of its durability.
 func (p *peers) flushed(applied uint64) {
 	if r := p.replica.Load(); r != nil {
@@ -93,14 +111,33 @@ func (p *peers) flushed(applied uint64) {
 }
 
 // Serve implements transport.Handler.
-func (p *peers) Serve(ctx context.Context, _ uint64, kind byte, body []byte) ([]byte, error) {
-	if len(body) != 8 {
+func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) ([]byte, error) {
+	switch {
+	case kind == callMembers:
+		return p.m.tellMembers()
+	case kind == callJoin:
+		return p.m.serveJoin(ctx, body)
+	case kind == callVersion:
+		return []byte(p.m.options.APIVersion), nil
+	case from == 0:
+		return nil, errors.New("a stranger may only ask for the members, and to join")
+	case len(body) != 8:
 		return nil, fmt.Errorf("a call of kind %d with %d bytes, want 8", kind, len(body))
 	}
 	id := binary.BigEndian.Uint64(body)
 	switch kind {
 	case callKnown:
 		if p.m.knows(id) {
+			return []byte{1}, nil
+		}
+		return []byte{0}, nil
+	case callLearnerReady:
+		if p.replica.Load() == nil {
+			return nil, errStarting
+		}
+		return []byte{p.m.learnerReady(id)}, nil
+	case callConnected:
+		if p.connected(id) {
 			return []byte{1}, nil
 		}
 		return []byte{0}, nil

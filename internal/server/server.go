@@ -45,6 +45,7 @@ type Member struct {
 
 	leadership  leadership
 	authChanged broadcast
+	removal     sync.Once  // this member learned that it was removed
 	failed      chan error // gives the first error after which the member cannot go on
 
 	stopOnce sync.Once
@@ -65,7 +66,7 @@ func Start(o Options) (*Member, error) {
 		waiters: newWaiters(o.Origin),
 		failed:  make(chan error, 1),
 	}
-	m.peers = &peers{m: m, ended: make(map[uint64]bool)}
+	m.peers = &peers{m: m, ended: make(map[uint64]bool), up: make(map[uint64]bool)}
 	m.life, m.end = context.WithCancel(context.Background())
 	undo := []func() error{}
 	fail := func(err error) (*Member, error) {
@@ -97,10 +98,19 @@ func Start(o Options) (*Member, error) {
 		return fail(err)
 	}
 	undo = append(undo, m.log.Close)
-	if m.transport == nil {
-		if err := m.joinNetwork(m.machine.state.Load().Members.All()); err != nil {
+	if o.ForceNewCluster {
+		if err := m.force(); err != nil {
 			return fail(err)
 		}
+	}
+	if m.transport == nil {
+		s := m.machine.state.Load()
+		if err := m.joinNetwork(s.Members.All(), s.Members.RemovedIDs()); err != nil {
+			return fail(err)
+		}
+	}
+	if err := m.checkMembership(); err != nil {
+		return fail(err)
 	}
 	if err := m.startReplica(); err != nil {
 		return fail(err)
@@ -108,12 +118,21 @@ func Start(o Options) (*Member, error) {
 	m.running.Go(m.watchFailures)
 	m.running.Go(m.watchLeader)
 	m.running.Go(m.publishSelf)
+	if o.APIVersion != "" {
+		m.running.Go(m.watchVersions)
+	}
+	if o.Promote {
+		m.running.Go(m.askForVote)
+	}
 	m.running.Go(m.flushNowAndThen)
 	return m, nil
 }
 
 // openDir takes the data directory; a new one is founded.
 func (m *Member) openDir() error {
+	if m.dir.Identity == nil && m.options.Join != nil {
+		return m.join()
+	}
 	if m.dir.Identity == nil {
 		return m.found()
 	}
@@ -158,6 +177,7 @@ func (m *Member) startListeners() {
 	m.machine.listeners = listeners{
 		Events:    m.hub.Publish,
 		Leases:    m.leasesChanged,
+		Members:   m.membersChanged,
 		Compacted: m.compactor.Done,
 		Applied:   m.options.Observer.Applied,
 		Tokens:    m.options.OnToken,
@@ -165,6 +185,7 @@ func (m *Member) startListeners() {
 		Replaced: func(s *fsm.State) {
 			m.hub.Reset(s.Store)
 			m.compactor.Reset(s.Store)
+			m.membersChanged()
 			m.authChanged.tell()
 		},
 	}
@@ -191,7 +212,7 @@ func (m *Member) openLog() error {
 	return nil
 }
 
-func (m *Member) joinNetwork(members []member.Member) error {
+func (m *Member) joinNetwork(members []member.Member, removed []uint64) error {
 	others := make(map[uint64][]string)
 	for _, p := range members {
 		if p.ID != m.identity.MemberID {
@@ -206,6 +227,9 @@ func (m *Member) joinNetwork(members []member.Member) error {
 		return err
 	}
 	m.transport = t
+	for _, id := range removed {
+		t.RemovePeer(id)
+	}
 	t.Serve(m.peers)
 	return nil
 }

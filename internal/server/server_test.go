@@ -212,7 +212,6 @@ func TestRefusesForeignDirectories(t *testing.T) {
 		for name, change := range map[string]func(*Options){
 			`belongs to the member "m0"`: func(o *Options) { o.Name, o.Founders[0].Name = "other", "other" },
 			`with the token "test"`:      func(o *Options) { o.Token = "other" },
-			"peer URLs http://peer0":     func(o *Options) { o.Founders[0].PeerURLs = []string{"http://elsewhere"} },
 			"not among":                  func(o *Options) { o.Name = "nobody" },
 		} {
 			o := c.options(0)

@@ -24,6 +24,9 @@ type Handler interface {
 	PeerUp(id uint64)
 	PeerDown(id uint64, processGone bool)
 
-	// Serve answers a Call of a peer. At most MaxCalls run at once for each peer.
+	// Removed says that a peer refuses this member because it was removed from the cluster.
+	Removed(by uint64)
+
+	// Serve answers a Call of a peer, or of a stranger (Ask), whose id is 0. At most MaxCalls run at once for each peer.
 	Serve(ctx context.Context, from uint64, kind byte, body []byte) ([]byte, error)
 }

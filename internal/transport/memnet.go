@@ -103,6 +103,7 @@ type Endpoint struct {
 	paused   bool
 	held     []delivery // while paused
 	receipts int
+	removed  map[uint64]bool // whose messages are answered by telling them that they were removed
 }
 
 // Join adds a member, or brings back one that crashed or was closed. Incoming is emptied.
@@ -365,7 +366,7 @@ func (e *Endpoint) sendLocked(m *raftpb.Message) bool {
 			}
 			l.lastAppend = at
 		}
-		e.n.scheduleLocked(delivery{at: at, from: e, to: to, do: func() { to.h.Receive(c) }})
+		e.n.scheduleLocked(delivery{at: at, from: e, to: to, do: func() { to.receive(e, c) }})
 	}
 	return true
 }
@@ -476,11 +477,32 @@ func (e *Endpoint) Call(ctx context.Context, to uint64, kind byte, body []byte) 
 	}
 }
 
-// SetPeer and RemovePeer are as Transport's; here every member knows every other.
+// SetPeer does nothing: here every member knows every other.
 func (e *Endpoint) SetPeer(uint64, []string) {}
 
-// RemovePeer does nothing.
-func (e *Endpoint) RemovePeer(uint64) {}
+// RemovePeer is as Transport's.
+func (e *Endpoint) RemovePeer(id uint64) {
+	e.n.mu.Lock()
+	defer e.n.mu.Unlock()
+	if e.removed == nil {
+		e.removed = map[uint64]bool{}
+	}
+	e.removed[id] = true
+}
+
+// receive hands a message on, unless its sender was removed.
+func (e *Endpoint) receive(from *Endpoint, m *raftpb.Message) {
+	e.n.mu.Lock()
+	removed := e.removed[from.c.ID]
+	if removed && from.h != nil {
+		at := time.Now().Add(e.n.o.MinDelay)
+		e.n.scheduleLocked(delivery{at: at, from: e, to: from, do: func() { from.h.Removed(e.c.ID) }})
+	}
+	e.n.mu.Unlock()
+	if !removed {
+		e.h.Receive(m)
+	}
+}
 
 // endLocked ends an endpoint; n.mu is held.
 func (e *Endpoint) endLocked() {

@@ -17,9 +17,10 @@ import (
 type Config struct {
 	ClusterID, ID uint64
 	Version       string                                                   // of the software, told to peers and shown in their logs
-	Peers         map[uint64][]string                                      // host:port of each other member; SetPeer changes them later
-	Listeners     []net.Listener                                           // plain or TLS; closed by Close
-	Dial          func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP
+	Peers         map[uint64][]string                                      // addresses of each other member, as Dial takes them; SetPeer changes them later
+	Addrs         []string                                                 // of this member, for peers that do not know it yet; may be empty
+	Listeners     []net.Listener                                           // closed by Close; their connections may be Openers
+	Dial          func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP to host:port; the connection may be an Opener
 
 	FS       vfs.FS // where checkpoints are read from and received to
 	Incoming string // directory for checkpoints being received; emptied by New
@@ -36,6 +37,13 @@ type Config struct {
 
 	Logger   *slog.Logger
 	Observer Observer
+}
+
+// Opener is a new connection with a handshake of its own, such as TLS, which comes first. Open does it, within ctx, and
+// returns what to go on with; Close of the Opener must end it too. If it returns an error and a connection, the error is
+// told to the other side over that.
+type Opener interface {
+	Open(ctx context.Context) (net.Conn, error)
 }
 
 // Observer is told what happens, for metrics. Every field may be nil; they must return at once.
@@ -147,9 +155,14 @@ type Transport struct {
 	serving bool
 	closed  bool
 	peers   map[uint64]*peer
+	removed map[uint64]struct{}     // members that were removed, and are told so
+	addrs   []string                // of this member
 	inbound map[inboundKey]net.Conn // the newest of its kind; an older one is closed
 	loose   map[net.Conn]struct{}   // every other open connection
 
+	complaints map[string]time.Time // when the log last heard of a trouble with connections that came to nothing
+
+	guests   int    // peers that verdictOn let in
 	staging  bool   // a checkpoint is being received
 	stagings uint64 // received so far; makes their names unique
 }
@@ -172,8 +185,11 @@ func New(c Config) (*Transport, error) {
 		c:          c,
 		handshakes: make(chan struct{}, c.MaxHandshakes),
 		peers:      map[uint64]*peer{},
+		removed:    map[uint64]struct{}{},
+		addrs:      c.Addrs,
 		inbound:    map[inboundKey]net.Conn{},
 		loose:      map[net.Conn]struct{}{},
+		complaints: map[string]time.Time{},
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	for id, addrs := range c.Peers {
@@ -231,11 +247,22 @@ func (t *Transport) Send(ms []*raftpb.Message) {
 	}
 }
 
-// SetPeer makes a member known or changes its addresses.
+// SetPeer makes a member known or changes its addresses; of this member, what it tells peers that do not know it.
 func (t *Transport) SetPeer(id uint64, addrs []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed || id == t.c.ID {
+	if t.closed {
+		return
+	}
+	if id == t.c.ID {
+		t.addrs = addrs
+		return
+	}
+	t.setPeerLocked(id, addrs)
+}
+
+func (t *Transport) setPeerLocked(id uint64, addrs []string) {
+	if _, removed := t.removed[id]; removed {
 		return
 	}
 	if p := t.peers[id]; p != nil {
@@ -249,10 +276,34 @@ func (t *Transport) SetPeer(id uint64, addrs []string) {
 	}
 }
 
-// RemovePeer forgets a member and closes its connections.
+// maxGuests bounds the members that are known only because they said who they are.
+const maxGuests = 64
+
+// verdictOn decides whether a member that dials is let in. One that is not known, and says where it can be reached, may have
+// come to the cluster while this member was away: it becomes a peer, so that this member can catch up from it.
+func (t *Transport) verdictOn(h hello) (verdict byte, refusal string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, removed := t.removed[h.from]; removed {
+		return verdictRemoved, fmt.Sprintf("member %x has been removed from this cluster", h.from)
+	}
+	if t.peers[h.from] != nil {
+		return verdictWelcome, ""
+	}
+	if !t.closed && len(h.addrs) > 0 && t.guests < maxGuests {
+		t.guests++
+		t.c.Logger.Info("a member that came to the cluster while this one was away is known now", "peer", hex(h.from), "addresses", h.addrs)
+		t.setPeerLocked(h.from, h.addrs)
+		return verdictWelcome, ""
+	}
+	return verdictRefused, fmt.Sprintf("member %x is not in this cluster, or has been removed from it", h.from)
+}
+
+// RemovePeer forgets a member and closes its connections; whenever it dials again, it is told that it was removed.
 func (t *Transport) RemovePeer(id uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.removed[id] = struct{}{}
 	if p := t.peers[id]; p != nil {
 		p.cancel()
 		delete(t.peers, id)
@@ -300,6 +351,14 @@ func (t *Transport) adopt(conn net.Conn) bool {
 	}
 	t.loose[conn] = struct{}{}
 	return true
+}
+
+// exchange keeps a connection under the form that it has after its own handshake.
+func (t *Transport) exchange(conn, open net.Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.loose, conn)
+	t.loose[open] = struct{}{}
 }
 
 // release closes a connection and forgets it.

@@ -127,8 +127,10 @@ func (r *recorder) ReceiveSnapshot(_ *raftpb.Message, dir string, _ func()) erro
 	return r.refuse
 }
 
-func (r *recorder) Unreachable(id uint64)         { r.note("unreachable %d", id) }
-func (r *recorder) PeerUp(id uint64)              { r.note("up %d", id) }
+func (r *recorder) Unreachable(id uint64) { r.note("unreachable %d", id) }
+func (r *recorder) PeerUp(id uint64)      { r.note("up %d", id) }
+func (r *recorder) Removed(by uint64)     { r.note("removed by %d", by) }
+
 func (r *recorder) PeerDown(id uint64, gone bool) { r.note("down %d gone=%v", id, gone) }
 func (r *recorder) Serve(ctx context.Context, from uint64, kind byte, body []byte) ([]byte, error) {
 	return r.serve(ctx, from, kind, body)
@@ -399,7 +401,7 @@ func TestQueueBounds(t *testing.T) {
 					return
 				}
 				if _, _, err := readHello(conn); err == nil {
-					_, _ = conn.Write(encodeVerdict("", "test"))
+					_, _ = conn.Write(encodeVerdict(verdictWelcome, "test"))
 				}
 			}
 		}()
@@ -503,16 +505,20 @@ func TestRemovePeer(t *testing.T) {
 		time.Sleep(time.Second)
 		b.heard()
 		time.Sleep(time.Minute)
-		if strings.Contains(b.heard(), "up 1") {
+		heard := b.heard()
+		if strings.Contains(heard, "up 1") {
 			t.Error("a removed member was let in")
 		}
-		if text := b.log.String(); !strings.Contains(text, "has been removed from it") {
+		if !strings.Contains(heard, "removed by 1") {
+			t.Errorf("it does not hear that it was removed: %s", heard)
+		}
+		if text := b.log.String(); !strings.Contains(text, "has been removed from this cluster") {
 			t.Errorf("it is not told why:\n%s", text)
 		}
 		a.SetPeer(2, []string{"m2"})
 		time.Sleep(time.Second)
-		if !strings.Contains(b.heard(), "up 1") {
-			t.Error("a member that was added again is not let in")
+		if strings.Contains(b.heard(), "up 1") {
+			t.Error("an id that was removed came back")
 		}
 	})
 }

@@ -21,6 +21,7 @@ type op struct {
 	method string        // of call: "KV.Range"
 	stream string        // of watch and close: a name, alone in the script
 	req    proto.Message // of call and watch
+	user   string        // of call: in whose name, by the token that Authenticate gave last
 	fails  bool          // of call: an error is wanted
 	either bool          // of call: nothing is said about that
 }
@@ -30,6 +31,7 @@ type op struct {
 //	m1 KV.Put key:"a" value:"1"            a call of the first member, with its request in the text form of protobuf
 //	! m3 KV.Put value:"1"                  the same, and both must answer with an error
 //	? m3 KV.Put value:"1"                  the same, and nothing is said about errors
+//	m1 as alice KV.Put key:"a"             with the token that Auth.Authenticate gave to alice last; "nonsense" has a wrong one
 //	m2 watch s create_request:{key:"a"}    sends on the watch stream s, which the first such line opens
 //	close s                                ends the stream
 //	settle                                 waits until every watcher has what it is to get, and compares
@@ -54,6 +56,10 @@ func parseOp(line string) (op, error) {
 	}
 	o.member = int(word[1] - '1')
 	word, rest, _ = strings.Cut(rest, " ")
+	if word == "as" {
+		o.user, rest, _ = strings.Cut(rest, " ")
+		word, rest, _ = strings.Cut(rest, " ")
+	}
 	if word == "watch" {
 		o.verb, o.method = "watch", "Watch.Watch"
 		o.stream, rest, _ = strings.Cut(rest, " ")
@@ -78,7 +84,11 @@ func (o op) String() string {
 	case "close":
 		return "close " + o.stream
 	}
-	s := fmt.Sprintf("m%d %s %s", o.member+1, o.method, oneLine(o.req))
+	who := ""
+	if o.user != "" {
+		who = "as " + o.user + " "
+	}
+	s := fmt.Sprintf("m%d %s%s %s", o.member+1, who, o.method, oneLine(o.req))
 	if o.verb == "watch" {
 		s = fmt.Sprintf("m%d watch %s %s", o.member+1, o.stream, oneLine(o.req))
 	}

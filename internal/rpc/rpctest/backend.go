@@ -35,7 +35,7 @@ type Backend struct {
 
 	LeaderID  atomic.Uint64 // 0: none
 	IsLearner atomic.Bool
-	alarms    atomic.Pointer[[]rpc.Alarm]
+	alarms    atomic.Pointer[[]kv.Alarm]
 	// Barrier and Refuse, if set, are what ReadBarrier and Propose answer.
 	Barrier, Refuse atomic.Pointer[error]
 	// OnToken, if set, is told of the tokens that the log makes.
@@ -196,6 +196,26 @@ func (b *Backend) Members() []rpc.Member {
 	return out
 }
 
+// AddMember and its sisters refuse: there is no raft here.
+func (b *Backend) AddMember(context.Context, []string, bool) (uint64, error) {
+	return 0, kv.ErrUnhealthy
+}
+
+// RemoveMember refuses.
+func (b *Backend) RemoveMember(context.Context, uint64) error { return kv.ErrNotEnoughStarted }
+
+// UpdateMember refuses.
+func (b *Backend) UpdateMember(context.Context, uint64, []string) error { return kv.ErrMemberNotFound }
+
+// PromoteMember refuses.
+func (b *Backend) PromoteMember(context.Context, uint64) error { return kv.ErrMemberNotLearner }
+
+// ClusterVersion is 3.7.0.
+func (b *Backend) ClusterVersion() (string, rpc.Downgrade) {
+	d := b.state.Members.Downgrade()
+	return "3.7.0", rpc.Downgrade{Enabled: d.Enabled, Target: d.Target}
+}
+
 // Status is made up but for the index.
 func (b *Backend) Status() rpc.Status {
 	b.mu.Lock()
@@ -206,15 +226,15 @@ func (b *Backend) Status() rpc.Status {
 	}
 }
 
-// SetAlarms says what Alarms answers.
-func (b *Backend) SetAlarms(a ...rpc.Alarm) { b.alarms.Store(&a) }
+// SetAlarms says what Alarms answers, instead of what the state holds.
+func (b *Backend) SetAlarms(a ...kv.Alarm) { b.alarms.Store(&a) }
 
-// Alarms is what SetAlarms was given.
-func (b *Backend) Alarms() []rpc.Alarm {
+// Alarms is what SetAlarms was given, and otherwise the state's.
+func (b *Backend) Alarms() []kv.Alarm {
 	if a := b.alarms.Load(); a != nil {
 		return *a
 	}
-	return nil
+	return b.state.Alarms.All()
 }
 
 // LeaseRenew answers the lease's whole time.

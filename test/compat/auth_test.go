@@ -1,0 +1,232 @@
+package compat
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"go.etcd.io/etcd/api/v3/authpb"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// Scripts with users have systems of their own: what they leave behind would be in the way of others, and nobody may watch
+// what they do without a name.
+func (p *pair) guarded(t *testing.T, run func(step func(o op) error) error) {
+	t.Helper()
+	for attempt := 0; ; attempt++ {
+		err := p.begin(true)
+		if err == nil {
+			err = p.both(func(t *target) error { t.closeStreams(); return nil })
+		}
+		if err == nil {
+			err = run(func(o op) error {
+				p.done = append(p.done, o)
+				p.skipHash(o)
+				if err := blameless(p.both((*target).caughtUp)); err != nil {
+					return err
+				}
+				return p.compareCalls([]op{o})
+			})
+		}
+		void := err != nil && p.void(err) && attempt < 2
+		p.etcd.stop()
+		p.trivet.stop()
+		if void {
+			t.Logf("the machine stood still, once more: %v", err)
+			continue
+		}
+		if err != nil {
+			t.Fatalf("after %d calls: %v", len(p.done), err)
+		}
+		return
+	}
+}
+
+// TestAuthCalls makes every call about users and roles, and every other one as different users.
+func TestAuthCalls(t *testing.T) {
+	text, err := os.ReadFile("testdata/auth/calls.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ops, err := parseScript(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	systems.guarded(t, func(step func(op) error) error {
+		for _, o := range ops {
+			if err := step(o); err != nil {
+				return err
+			}
+			if got := systems.done[len(systems.done)-1]; got.fails != o.fails && !o.either {
+				t.Errorf("%s: both fail: %v, where the script says %v", o, got.fails, o.fails)
+			}
+		}
+		return nil
+	})
+}
+
+// TestAuthRandom makes random calls as random users, whose permissions change now and then.
+func TestAuthRandom(t *testing.T) {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = 1 + uint64(os.Getpid())
+	}
+	t.Logf("-seed %d", seed)
+	systems.guarded(t, func(step func(op) error) error {
+		d := newDriver(&systems, seed, 1<<32)
+		for _, o := range d.usersAtFirst() {
+			if err := step(o); err != nil {
+				return err
+			}
+		}
+		refused := 0
+		for range *callsFlag / 2 {
+			for _, o := range d.guardedNext() {
+				if err := step(o); err != nil {
+					return err
+				}
+				if systems.done[len(systems.done)-1].fails {
+					refused++
+				}
+				systems.done = systems.done[len(systems.done)-1:]
+				d.forget()
+			}
+		}
+		t.Logf("%d of the calls failed", refused)
+		return nil
+	})
+}
+
+var randomUsers = []string{"u0", "u1", "u2", "u3"}
+
+// permissions have one end for each key: etcd keeps two of the same key side by side and may then fail to change one.
+var permissions = []*authpb.Permission{
+	{Key: []byte("a"), RangeEnd: []byte("b")}, {Key: []byte("b")}, {Key: []byte("b\x00"), RangeEnd: []byte("ca")},
+	{Key: []byte("ca"), RangeEnd: []byte("e")}, {Key: []byte("e")}, {Key: []byte("f"), RangeEnd: []byte{0}},
+	{Key: []byte{0}, RangeEnd: []byte("b")}, {Key: []byte("a/"), RangeEnd: []byte("a0")}, {Key: []byte("zz")},
+}
+
+func (d *driver) usersAtFirst() []op {
+	var ops []op
+	add := func(method string, req proto.Message) { ops = append(ops, d.one(method, req)...) }
+	add("Auth.UserAdd", &pb.AuthUserAddRequest{Name: "root", Password: "pw"})
+	add("Auth.UserGrantRole", &pb.AuthUserGrantRoleRequest{User: "root", Role: "root"})
+	for i, u := range randomUsers {
+		role := fmt.Sprintf("r%d", i)
+		add("Auth.UserAdd", &pb.AuthUserAddRequest{Name: u, Password: "pw"})
+		add("Auth.RoleAdd", &pb.AuthRoleAddRequest{Name: role})
+		add("Auth.UserGrantRole", &pb.AuthUserGrantRoleRequest{User: u, Role: role})
+		for range 4 {
+			add("Auth.RoleGrantPermission", d.grant(role))
+		}
+	}
+	add("Auth.AuthEnable", &pb.AuthEnableRequest{})
+	for _, u := range append([]string{"root"}, randomUsers...) {
+		add("Auth.Authenticate", &pb.AuthenticateRequest{Name: u, Password: "pw"})
+	}
+	return ops
+}
+
+func (d *driver) grant(role string) *pb.AuthRoleGrantPermissionRequest {
+	p := proto.Clone(permissions[d.IntN(len(permissions))]).(*authpb.Permission)
+	p.PermType = authpb.Permission_Type(d.IntN(3))
+	return &pb.AuthRoleGrantPermissionRequest{Name: role, Perm: p}
+}
+
+// guardedNext are the next ops: a change of users and roles, mostly by root, or a call of somebody.
+func (d *driver) guardedNext() []op {
+	who := randomUsers[d.IntN(len(randomUsers))]
+	switch d.IntN(20) {
+	case 0:
+		who = ""
+	case 1:
+		who = "nonsense"
+	case 2, 3:
+		who = "root"
+	}
+	var ops []op
+	switch n := d.IntN(100); {
+	case n < 12:
+		if !d.oneIn(6) {
+			who = "root"
+		}
+		ops = d.changeUsers()
+	case n < 15:
+		return d.one("Auth.Authenticate", &pb.AuthenticateRequest{Name: randomUsers[d.IntN(4)], Password: []string{"pw", "pw", "pw2"}[d.IntN(3)]})
+	case n < 30:
+		ops = d.one("KV.Put", d.newPut())
+	case n < 36:
+		ops = d.one("KV.DeleteRange", d.newDelete())
+	case n < 56:
+		txn := d.newTxn(0)
+		putNothingBack(txn)
+		ops = d.one("KV.Txn", txn)
+	case n < 57:
+		ops = d.compact()
+	case n < 65:
+		ops = d.leaseWrite()
+	default:
+		ops = []op{d.read()}
+	}
+	for i := range ops {
+		ops[i].user = who
+		straighten(ops[i].req.ProtoReflect())
+	}
+	return ops
+}
+
+// straighten makes one key of a range whose end is not behind its key. Whether etcd permits such a range depends on how its
+// tree of permissions has grown (docs/compat.md).
+func straighten(m protoreflect.Message) {
+	key, end := m.Descriptor().Fields().ByName("key"), m.Descriptor().Fields().ByName("range_end")
+	if key != nil && end != nil {
+		if k, e := m.Get(key).Bytes(), m.Get(end).Bytes(); len(e) > 0 && !bytes.Equal(e, []byte{0}) && bytes.Compare(k, e) >= 0 {
+			m.Clear(end)
+		}
+	}
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case f.Message() != nil && f.IsList():
+			for i := range v.List().Len() {
+				straighten(v.List().Get(i).Message())
+			}
+		case f.Message() != nil && !f.IsMap():
+			straighten(v.Message())
+		}
+		return true
+	})
+}
+
+func (d *driver) changeUsers() []op {
+	user, role := randomUsers[d.IntN(4)], fmt.Sprintf("r%d", d.IntN(5))
+	switch d.IntN(12) {
+	case 0, 1:
+		return d.one("Auth.RoleGrantPermission", d.grant(role))
+	case 2, 3:
+		p := permissions[d.IntN(len(permissions))]
+		return d.one("Auth.RoleRevokePermission", &pb.AuthRoleRevokePermissionRequest{Role: role, Key: p.Key, RangeEnd: p.RangeEnd})
+	case 4, 5:
+		return d.one("Auth.UserGrantRole", &pb.AuthUserGrantRoleRequest{User: user, Role: role})
+	case 6:
+		return d.one("Auth.UserRevokeRole", &pb.AuthUserRevokeRoleRequest{Name: user, Role: role})
+	case 7:
+		return d.one("Auth.UserGet", &pb.AuthUserGetRequest{Name: user})
+	case 8:
+		return d.one("Auth.RoleGet", &pb.AuthRoleGetRequest{Role: role})
+	case 9:
+		return d.one("Auth.UserChangePassword", &pb.AuthUserChangePasswordRequest{Name: user, Password: []string{"pw", "pw2"}[d.IntN(2)]})
+	case 10:
+		if d.oneIn(3) {
+			return d.one("Auth.RoleDelete", &pb.AuthRoleDeleteRequest{Role: role})
+		}
+		return d.one("Auth.RoleAdd", &pb.AuthRoleAddRequest{Name: role})
+	}
+	if d.oneIn(4) {
+		return d.one("Auth.UserDelete", &pb.AuthUserDeleteRequest{Name: user})
+	}
+	return append(d.one("Auth.UserAdd", &pb.AuthUserAddRequest{Name: user, Password: "pw"}), d.one("Auth.AuthStatus", &pb.AuthStatusRequest{})...)
+}

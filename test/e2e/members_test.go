@@ -1,0 +1,233 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// newMember prepares a member that is not in the cluster yet, without flags.
+func (c *cluster) newMember(name string) *member {
+	c.t.Helper()
+	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t))}
+	m.dir = filepath.Join(c.t.TempDir(), name)
+	return m
+}
+
+// joining are the flags of a member that asks the members given to take it.
+func (m *member) joining(endpoints ...string) []string {
+	return []string{
+		"server", "--name", m.name, "--data-dir", m.dir,
+		"--listen-client-urls", m.clientURL, "--advertise-client-urls", m.clientURL,
+		"--listen-peer-urls", m.peerURL, "--initial-advertise-peer-urls", m.peerURL,
+		"--join", strings.Join(endpoints, ","),
+	}
+}
+
+// add adds a member in etcd's way: first to the cluster, then as a process that is told so.
+func (c *cluster) add(client *clientv3.Client, name string) *member {
+	c.t.Helper()
+	m := c.newMember(name)
+	added := retry(c.t, func(ctx context.Context) (*clientv3.MemberAddResponse, error) {
+		return client.MemberAdd(ctx, []string{m.peerURL})
+	})
+	var initial []string
+	for _, one := range added.Members {
+		n := one.Name
+		if one.ID == added.Member.ID {
+			n = name
+		}
+		initial = append(initial, n+"="+one.PeerURLs[0])
+	}
+	m.args = append(m.flags(strings.Join(initial, ",")), "--initial-cluster-state", "existing")
+	c.members = append(c.members, m)
+	m.start()
+	m.ready(30 * time.Second)
+	return m
+}
+
+// retry asks until there is an answer: a change of the members waits for the cluster to be healthy.
+func retry[T any](t testing.TB, f func(context.Context) (T, error)) T {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		answer, err := f(ctx)
+		cancel()
+		if err == nil {
+			return answer
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// id is the member's id, asked of itself.
+func (m *member) id() uint64 {
+	m.t.Helper()
+	return retry(m.t, func(context.Context) (*clientv3.StatusResponse, error) { return m.status() }).Header.MemberId
+}
+
+// remove removes the member, which says so and ends with status 0, as etcd's does.
+func (c *cluster) remove(m *member) {
+	c.t.Helper()
+	id := m.id()
+	client := c.client(c.others(m)...)
+	retry(c.t, func(ctx context.Context) (*clientv3.MemberRemoveResponse, error) {
+		answer, err := client.MemberRemove(ctx, id)
+		if err != nil && strings.Contains(err.Error(), "member not found") { // an earlier attempt whose answer was lost
+			return answer, nil
+		}
+		return answer, err
+	})
+	m.p.expect(20*time.Second, 0, "this member has been removed from the cluster")
+	if status := m.p.wait(20 * time.Second); status != 0 {
+		c.t.Errorf("%s ended with status %d", m.name, status)
+	}
+	c.members = c.others(m)
+}
+
+// TestGrowAndShrink grows a cluster from one member to five and shrinks it to one again while clients write, and kills
+// a member meanwhile. No acknowledged write is lost, and no watcher misses an event.
+func TestGrowAndShrink(t *testing.T) {
+	c := startCluster(t, 1)
+	start := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "start") })
+	var joined []*member
+	for i := range 4 {
+		joined = append(joined, c.newMember(fmt.Sprintf("m%d", i+2)))
+	}
+	all := []string{c.members[0].clientURL}
+	for _, m := range joined {
+		all = append(all, m.clientURL)
+	}
+	client := c.client()
+	client.SetEndpoints(all...)
+	watching := c.client()
+	watching.SetEndpoints(all...)
+	watcher := audit(t, "all", watching, start.Header.Revision+1)
+	l := startLoad(t, client, 20, 400)
+	for i, m := range joined {
+		l.reach(5 * (i + 1))
+		m.args = m.joining(c.endpoints()...)
+		c.members = append(c.members, m)
+		m.start()
+		m.ready(60 * time.Second) // as a voter
+	}
+	c.kill(c.members[1])
+	l.reach(35)
+	c.start(c.members[1])
+	// The leader goes first.
+	for i := range 4 {
+		l.reach(50 + 10*i)
+		c.remove(c.leader())
+	}
+	l.reach(100)
+	l.writers.Wait()
+	l.verify(t, c.members[0].name, c.client())
+	watcher.reach(t, c.agree(30*time.Second), 60*time.Second)
+}
+
+// TestAddedMember adds a member in etcd's way, with all its checks, and starts it again.
+func TestAddedMember(t *testing.T) {
+	c := startCluster(t, 1)
+	m := c.add(c.client(), "m2")
+	put := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client(m).Put(ctx, "k", "v") })
+	c.kill(m)
+	c.start(m)
+	if revision := c.agree(30 * time.Second); revision != put.Header.Revision {
+		t.Errorf("revision %d, want %d", revision, put.Header.Revision)
+	}
+	stranger := c.newMember("m3")
+	stranger.args = append(stranger.flags("m1="+c.members[0].peerURL+",m3="+stranger.peerURL), "--initial-cluster-state", "existing")
+	stranger.start()
+	stranger.p.expect(20*time.Second, 0, "which --initial-cluster does not have")
+}
+
+// TestWipedMember joins a member, wipes its disk, and starts it with the same command line: it comes back by itself.
+func TestWipedMember(t *testing.T) {
+	c := startCluster(t, 3)
+	wiped := c.members[2]
+	wiped.args = wiped.joining(c.endpoints(c.members[:2]...)...)
+	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
+	before := wiped.id()
+	c.kill(wiped)
+	if err := os.RemoveAll(wiped.dir); err != nil {
+		t.Fatal(err)
+	}
+	wiped.start()
+	wiped.ready(60 * time.Second)
+	if after := wiped.id(); after == before {
+		t.Error("it has its old id")
+	}
+	c.agree(30 * time.Second)
+	c.kill(wiped)
+	wiped.start()
+	wiped.ready(30 * time.Second)
+	// It counts: the cluster lives with it and one other.
+	c.kill(c.others(wiped)[0])
+	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client(wiped).Put(ctx, "k", "w") })
+
+	taken := c.newMember(wiped.name)
+	taken.args = taken.joining(wiped.peerURL)
+	taken.start()
+	taken.p.expect(30*time.Second, 0, "and it is alive")
+	if status := taken.p.wait(20 * time.Second); status != 1 {
+		t.Errorf("a member whose name is taken ended with status %d", status)
+	}
+	nowhere := c.newMember("m9")
+	nowhere.args = nowhere.joining(loopback(freePort(t)))
+	nowhere.start()
+	nowhere.p.expect(30*time.Second, 0, "no cluster answers there")
+}
+
+// TestRemovedWhileDown removes a member that is down; it learns of it when it comes back.
+func TestRemovedWhileDown(t *testing.T) {
+	c := startCluster(t, 3)
+	m := c.others(c.leader())[0]
+	id := m.id()
+	c.kill(m)
+	retry(t, func(ctx context.Context) (*clientv3.MemberRemoveResponse, error) {
+		return c.client(c.others(m)...).MemberRemove(ctx, id)
+	})
+	m.start()
+	m.p.expect(20*time.Second, 0, "this member has been removed from the cluster")
+	if status := m.p.wait(20 * time.Second); status != 0 {
+		t.Errorf("it ended with status %d", status)
+	}
+}
+
+// TestForceNewCluster makes a cluster of one out of a member of three, with all that was acknowledged.
+func TestForceNewCluster(t *testing.T) {
+	c := startCluster(t, 3)
+	put := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
+	c.agree(20 * time.Second)
+	c.kill(c.members...)
+	survivor, lost := c.members[0], c.members[1]
+	plain := survivor.args
+	survivor.args = append(plain[:len(plain):len(plain)], "--force-new-cluster")
+	c.members = c.members[:1]
+	c.start(survivor)
+	got := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "k") })
+	if len(got.Kvs) != 1 || got.Kvs[0].ModRevision != put.Header.Revision {
+		t.Errorf("k: %v", got.Kvs)
+	}
+	list := retry(t, func(ctx context.Context) (*clientv3.MemberListResponse, error) { return c.client().MemberList(ctx) })
+	if len(list.Members) != 1 {
+		t.Errorf("members: %v", list.Members)
+	}
+	lost.start()
+	lost.p.expect(20*time.Second, 0, "this member has been removed from the cluster")
+	c.kill(survivor)
+	survivor.args = plain
+	c.start(survivor)
+	c.add(c.client(), "m9")
+	c.agree(30 * time.Second)
+}
