@@ -9,11 +9,14 @@ import (
 	"hash"
 	"hash/crc32"
 	"os"
+	"slices"
 
 	"go.etcd.io/etcd/api/v3/authpb"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/trivet-kv/trivet/internal/alarm"
 	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/backup/bolt"
 	"github.com/trivet-kv/trivet/internal/engine"
@@ -132,6 +135,9 @@ func appendLease(dst []byte, l kv.Lease) []byte {
 }
 
 func (e *exporter) members() error {
+	if err := e.alarms(); err != nil {
+		return err
+	}
 	table, err := member.Open(e.rows)
 	if err != nil {
 		return err
@@ -170,6 +176,32 @@ func (e *exporter) members() error {
 		return err
 	}
 	return e.put([]byte(clusterDowngrade), row)
+}
+
+// alarms writes etcd's AlarmMember of each alarm, as a key without a value, in the order of the keys.
+func (e *exporter) alarms() error {
+	table, err := alarm.Open(e.rows)
+	if err != nil {
+		return err
+	}
+	var keys []string
+	for _, a := range table.All() {
+		key, err := proto.Marshal(&etcdserverpb.AlarmMember{MemberID: a.MemberID, Alarm: etcdserverpb.AlarmType(a.Type)})
+		if err != nil {
+			return err
+		}
+		keys = append(keys, string(key))
+	}
+	if err := e.bucket(bucketAlarm); err != nil {
+		return err
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		if err := e.put([]byte(key), nil); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // accounts writes users, roles and the settings of authentication. Their rows come roles first.

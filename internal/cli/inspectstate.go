@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/trivet-kv/trivet/internal/alarm"
 	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -16,23 +17,26 @@ import (
 type stateLine struct {
 	Row string `json:"row"` // what the prefix stands for
 
-	Key       text            `json:"key,omitempty"`
-	Revision  string          `json:"revision,omitempty"` // main, or main.sub
-	Op        string          `json:"op,omitempty"`       // put or delete
-	Replaced  string          `json:"replaced,omitempty"` // the revision that a change superseded
-	Create    int64           `json:"create_revision,omitempty"`
-	Version   int64           `json:"version,omitempty"`
-	Value     text            `json:"value,omitempty"`
-	Lease     id              `json:"lease,omitempty"`
-	TTL       int64           `json:"ttl,omitempty"`       // seconds
-	Remaining int64           `json:"remaining,omitempty"` // seconds, as last checkpointed
-	Member    json.RawMessage `json:"member,omitempty"`
-	Auth      map[string]any  `json:"auth,omitempty"` // of users, roles and their settings; never a password's hash
-	Name      string          `json:"name,omitempty"` // of a meta row
-	Number    *int64          `json:"number,omitempty"`
-	Index     uint64          `json:"index,omitempty"`
-	Term      uint64          `json:"term,omitempty"`
-	Raw       string          `json:"raw,omitempty"` // hexadecimal: the value, if nothing above tells it
+	Key         text            `json:"key,omitempty"`
+	Revision    string          `json:"revision,omitempty"` // main, or main.sub
+	Op          string          `json:"op,omitempty"`       // put or delete
+	Replaced    string          `json:"replaced,omitempty"` // the revision that a change superseded
+	Create      int64           `json:"create_revision,omitempty"`
+	Version     int64           `json:"version,omitempty"`
+	Value       text            `json:"value,omitempty"`
+	Lease       id              `json:"lease,omitempty"`
+	TTL         int64           `json:"ttl,omitempty"`       // seconds
+	Remaining   int64           `json:"remaining,omitempty"` // seconds, as last checkpointed
+	Member      json.RawMessage `json:"member,omitempty"`
+	Auth        map[string]any  `json:"auth,omitempty"` // of users, roles and their settings; never a password's hash
+	Alarm       string          `json:"alarm,omitempty"`
+	AlarmMember id              `json:"alarm_member,omitempty"`
+	Own         bool            `json:"own,omitempty"`  // the member raised the alarm itself
+	Name        string          `json:"name,omitempty"` // of a meta row
+	Number      *int64          `json:"number,omitempty"`
+	Index       uint64          `json:"index,omitempty"`
+	Term        uint64          `json:"term,omitempty"`
+	Raw         string          `json:"raw,omitempty"` // hexadecimal: the value, if nothing above tells it
 }
 
 // state shows every row.
@@ -105,6 +109,9 @@ func stateRow(key, value []byte, leases *lease.Leases) (l stateLine, err error) 
 			l.Raw = fmt.Sprintf("%x", value)
 		}
 		return l, nil
+	case engine.PrefixAlarm:
+		a, err := alarm.Decode(key, value)
+		return stateLine{Row: "alarm", Alarm: a.Type.String(), AlarmMember: id(a.MemberID), Own: a.Own}, err
 	case engine.PrefixAuth:
 		return authRow(key, value)
 	case engine.PrefixMeta:

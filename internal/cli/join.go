@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -30,7 +29,7 @@ const (
 )
 
 // joinExisting finds the member that was added in the cluster of the others in --initial-cluster.
-func joinExisting(c *config.Config, log *slog.Logger) func(context.Context) (server.Joined, error) {
+func joinExisting(c *config.Config, log *slog.Logger, d *doors) func(context.Context) (server.Joined, error) {
 	return func(ctx context.Context) (server.Joined, error) {
 		var others, own []string
 		for _, m := range c.InitialCluster {
@@ -40,7 +39,7 @@ func joinExisting(c *config.Config, log *slog.Logger) func(context.Context) (ser
 				others = append(others, m.PeerURLs...)
 			}
 		}
-		joined, _, err := askAny(ctx, log, others)
+		joined, _, err := askAny(ctx, log, d, others)
 		if err != nil {
 			return server.Joined{}, fmt.Errorf("--initial-cluster-state=existing: no other member of --initial-cluster tells who is in the cluster: %w", err)
 		}
@@ -76,7 +75,7 @@ func sameURLs(ctx context.Context, a, b []string) bool {
 }
 
 // joinEndpoints asks the cluster at the endpoints of --join to take this member.
-func joinEndpoints(c *config.Config, log *slog.Logger) func(context.Context) (server.Joined, error) {
+func joinEndpoints(c *config.Config, log *slog.Logger, d *doors) func(context.Context) (server.Joined, error) {
 	return func(ctx context.Context) (server.Joined, error) {
 		given := "--join=" + strings.Join(c.Join, ",")
 		request, err := json.Marshal(server.JoinRequest{Name: c.Name, PeerURLs: config.Strings(c.AdvertisePeerURLs)})
@@ -84,7 +83,7 @@ func joinEndpoints(c *config.Config, log *slog.Logger) func(context.Context) (se
 			return server.Joined{}, err
 		}
 		for began := time.Now(); ; {
-			joined, err := joinOnce(ctx, log, c.Join, request)
+			joined, err := joinOnce(ctx, log, d, c.Join, request)
 			switch {
 			case err == nil:
 				log.Info("the cluster has taken this member as a learner", "cluster", fmt.Sprintf("%x", joined.ClusterID), "member", fmt.Sprintf("%x", joined.MemberID))
@@ -103,19 +102,19 @@ func joinEndpoints(c *config.Config, log *slog.Logger) func(context.Context) (se
 }
 
 // joinOnce finds a member of the cluster and asks it.
-func joinOnce(ctx context.Context, log *slog.Logger, endpoints []string, request []byte) (server.Joined, error) {
-	known, at, err := askAny(ctx, log, endpoints)
+func joinOnce(ctx context.Context, log *slog.Logger, d *doors, endpoints []string, request []byte) (server.Joined, error) {
+	known, at, err := askAny(ctx, log, d, endpoints)
 	if err != nil {
 		// They may be client URLs; whoever answers there knows the peer URLs.
-		peers := peersOf(ctx, endpoints)
+		peers := peersOf(ctx, d, endpoints)
 		if len(peers) == 0 {
 			return server.Joined{}, fmt.Errorf("no cluster answers there (%w); give peer or client URLs of members that run", err)
 		}
-		if known, at, err = askAny(ctx, log, peers); err != nil {
+		if known, at, err = askAny(ctx, log, d, peers); err != nil {
 			return server.Joined{}, fmt.Errorf("its members cannot be reached at their peer URLs %s, or are not Trivet's: %w", strings.Join(peers, ","), err)
 		}
 	}
-	answer, err := ask(ctx, at, server.CallJoin, request)
+	answer, err := ask(ctx, d, at, server.CallJoin, request)
 	if err != nil {
 		return server.Joined{}, fmt.Errorf("%w: member %x: %w", server.ErrTryLater, known.MemberID, err)
 	}
@@ -123,10 +122,10 @@ func joinOnce(ctx context.Context, log *slog.Logger, endpoints []string, request
 }
 
 // askAny asks one URL after the other who is in the cluster, and tells who answered first.
-func askAny(ctx context.Context, log *slog.Logger, urls []string) (server.Joined, string, error) {
+func askAny(ctx context.Context, log *slog.Logger, d *doors, urls []string) (server.Joined, string, error) {
 	err := errors.New("no URL was given")
 	for _, text := range urls {
-		b, e := ask(ctx, text, server.CallMembers, nil)
+		b, e := ask(ctx, d, text, server.CallMembers, nil)
 		if e == nil {
 			var joined server.Joined
 			if joined, e = server.DecodeJoined(b); e == nil {
@@ -139,19 +138,15 @@ func askAny(ctx context.Context, log *slog.Logger, urls []string) (server.Joined
 	return server.Joined{}, "", err
 }
 
-func ask(ctx context.Context, text string, kind byte, body []byte) ([]byte, error) {
-	host := text
-	if u, err := url.Parse(text); err == nil && u.Host != "" {
-		host = u.Host
-	}
+func ask(ctx context.Context, d *doors, text string, kind byte, body []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return transport.Ask(ctx, nil, host, kind, body)
+	return transport.Ask(ctx, d.dialPeer, text, kind, body)
 }
 
 // peersOf asks the cluster as a client for the peer URLs of its members; none if nobody answers.
-func peersOf(ctx context.Context, endpoints []string) []string {
-	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 3 * time.Second, Logger: zap.NewNop()})
+func peersOf(ctx context.Context, d *doors, endpoints []string) []string {
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 3 * time.Second, Logger: zap.NewNop(), TLS: d.clientConfig()})
 	if err != nil {
 		return nil
 	}

@@ -22,6 +22,9 @@ type logHandler struct {
 	*logOutput
 }
 
+// logTime is the form of times in the log.
+const logTime = "2006-01-02T15:04:05.000000Z0700"
+
 // logOutput is shared by all handlers derived from one.
 type logOutput struct {
 	mu  sync.Mutex
@@ -35,7 +38,7 @@ func newLogHandler(w io.Writer, level slog.Level, console bool) *logHandler {
 	return &logHandler{level: level, console: console, fields: fields, logOutput: out}
 }
 
-// replaceAttr drops slog's own attributes, which Handle writes, and writes durations as etcd does: 1.5s.
+// replaceAttr drops slog's own attributes, which Handle writes, and writes durations and times as etcd does: 1.5s, and as ts.
 func replaceAttr(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) == 0 {
 		switch a.Key {
@@ -43,8 +46,11 @@ func replaceAttr(groups []string, a slog.Attr) slog.Attr {
 			return slog.Attr{}
 		}
 	}
-	if a.Value.Kind() == slog.KindDuration {
+	switch a.Value.Kind() {
+	case slog.KindDuration:
 		a.Value = slog.StringValue(a.Value.Duration().String())
+	case slog.KindTime:
+		a.Value = slog.StringValue(a.Value.Time().UTC().Format(logTime))
 	}
 	return a
 }
@@ -78,7 +84,7 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 	var line []byte
 	ts := r.Time.UTC()
 	if h.console {
-		line = ts.AppendFormat(line, "2006-01-02T15:04:05.000000Z0700")
+		line = ts.AppendFormat(line, logTime)
 		line = append(line, '\t')
 		line = append(line, levelName(r.Level)...)
 		line = append(line, '\t')
@@ -92,7 +98,7 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 		line = append(line, `{"level":"`...)
 		line = append(line, levelName(r.Level)...)
 		line = append(line, `","ts":"`...)
-		line = ts.AppendFormat(line, "2006-01-02T15:04:05.000000Z0700")
+		line = ts.AppendFormat(line, logTime)
 		line = append(line, `","caller":`...)
 		line = appendJSONString(line, caller(r.PC))
 		line = append(line, `,"msg":`...)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/journal"
 
@@ -127,5 +128,15 @@ func TestJournal(t *testing.T) {
 	log.Info("lost?")
 	if !strings.Contains(fallback.String(), "lost?") || fallback.Len() == 0 {
 		t.Errorf("stderr: %s", fallback.String())
+	}
+}
+
+// Times and durations among the fields have the form that etcd gives them.
+func TestLoggedTimes(t *testing.T) {
+	var b bytes.Buffer
+	at := time.Date(2026, 1, 2, 3, 4, 5, 6789, time.FixedZone("", 3600))
+	slog.New(newLogHandler(&b, slog.LevelInfo, false)).Info("x", "start time", at, "took", 1500*time.Microsecond)
+	if want := `"start time":"2026-01-02T02:04:05.000006Z","took":"1.5ms"}`; !strings.Contains(b.String(), want) {
+		t.Errorf("%s lacks %s", b.String(), want)
 	}
 }

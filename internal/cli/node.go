@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
-	"net/url"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
@@ -37,7 +34,7 @@ type node struct {
 // startNode opens the sockets, starts the member and puts the services in front of it. Sockets come first: when a port is
 // taken, nothing has been touched. On an error nothing is left running.
 func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, error) {
-	doors, err := openDoors(c)
+	doors, err := openDoors(c, log)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +45,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	}
 	m := metrics.New(metrics.Identity{Version: version.Version, Product: Version})
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
-	options, err := memberOptions(c, log, m, doors.peers)
+	options, err := memberOptions(c, log, m, doors)
 	if err != nil {
 		doors.close()
 		return nil, err
@@ -62,10 +59,11 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	}
 	joinMetrics(m, n.member)
 	n.services = rpc.New(rpc.Options{
-		Backend: n.member, Logger: log, Metrics: m,
+		ClientCertAuth: c.ClientTLS.ClientCertAuth,
+		Backend:        n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
-		ElectionTimeout: c.ElectionTimeout,
-		Tokens:          tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
+		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration,
+		Tokens: tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
 	})
 	n.front, err = gateway.Start(gateway.Options{
 		Services: n.services, Backend: n.member, Metrics: m, Logger: log,
@@ -74,7 +72,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 			KeepaliveInterval: c.GRPCKeepAliveInterval, KeepaliveTimeout: c.GRPCKeepAliveTimeout,
 		},
 		Clients: doors.clients, HTTP: doors.http, Monitor: doors.monitor,
-		NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
+		ClientCertAuth: c.ClientTLS.ClientCertAuth, NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
 		CORS: c.CORS, HostWhitelist: c.HostWhitelist,
 		CheckTimeout: 5*time.Second + 2*c.ElectionTimeout,
 	})
@@ -125,7 +123,7 @@ func (n *node) stop() error {
 	return nil
 }
 
-func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers []net.Listener) (server.Options, error) {
+func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors *doors) (server.Options, error) {
 	o := server.Options{
 		DataDir: c.DataDir, NoFsync: c.UnsafeNoFsync, Name: c.Name, Token: c.InitialClusterToken,
 		PeerURLs: config.Strings(c.AdvertisePeerURLs), ClientURLs: config.Strings(c.AdvertiseClientURLs),
@@ -145,9 +143,9 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers
 	o.APIVersion, o.DowngradeCheck = version.Version, c.DowngradeCheckTime
 	switch {
 	case len(c.Join) > 0:
-		o.Join, o.Promote = joinEndpoints(c, log), true
+		o.Join, o.Promote = joinEndpoints(c, log, doors), true
 	case c.InitialClusterState == "existing":
-		o.Join = joinExisting(c, log)
+		o.Join = joinExisting(c, log, doors)
 	}
 	for _, f := range c.InitialCluster {
 		o.Founders = append(o.Founders, server.Founder{Name: f.Name, PeerURLs: f.PeerURLs})
@@ -155,79 +153,11 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, peers
 	self := "" // this member's id, which the observers need and which is known once the network is joined
 	o.Transport = func(tc server.TransportConfig) (server.Transport, error) {
 		self = fmt.Sprintf("%x", tc.MemberID)
-		addrs := map[uint64][]string{}
-		for id, urls := range tc.Peers {
-			addrs[id] = addresses(urls)
-		}
-		t, err := transport.New(transport.Config{
-			ClusterID: tc.ClusterID, ID: tc.MemberID, Version: Version, Peers: addrs, Listeners: peers, Addrs: addresses(o.PeerURLs),
+		return transport.New(transport.Config{
+			ClusterID: tc.ClusterID, ID: tc.MemberID, Version: Version, Peers: tc.Peers, Listeners: doors.peers, Dial: doors.dialPeer, Addrs: o.PeerURLs,
 			FS: tc.FS, Incoming: tc.Incoming, Logger: log, Observer: observeTransport(m, self),
 		})
-		return network{t}, err
 	}
 	o.Observer = observeMember(m, log, c.WarningApplyDuration)
 	return o, nil
-}
-
-// doors are the sockets of a member.
-type doors struct{ peers, clients, http, monitor []net.Listener }
-
-func openDoors(c *config.Config) (*doors, error) {
-	d := &doors{}
-	for _, l := range []struct {
-		flag string
-		urls []url.URL
-		to   *[]net.Listener
-	}{
-		{"listen-peer-urls", c.ListenPeerURLs, &d.peers}, {"listen-client-urls", c.ListenClientURLs, &d.clients},
-		{"listen-client-http-urls", c.ListenClientHTTPURLs, &d.http}, {"listen-metrics-urls", c.ListenMetricsURLs, &d.monitor},
-	} {
-		for _, u := range l.urls {
-			s, err := net.Listen("tcp", u.Host)
-			if err != nil {
-				d.close()
-				return nil, fmt.Errorf("--%s=%s: %w", l.flag, u.String(), explainListen(u.Host, err))
-			}
-			*l.to = append(*l.to, s)
-		}
-	}
-	return d, nil
-}
-
-// explainListen says what to do about an address that cannot be listened on.
-func explainListen(host string, err error) error {
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("another process listens on %s already; stop it, or choose another port", host)
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("%s is not an address of this machine; choose one of its addresses, or 0.0.0.0 for all", host)
-	case errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("listening on %s is not allowed; choose a port from 1024 up", host)
-	}
-	return err
-}
-
-func (d *doors) close() {
-	for _, ls := range [][]net.Listener{d.peers, d.clients, d.http, d.monitor} {
-		for _, l := range ls {
-			l.Close()
-		}
-	}
-}
-
-// network is a transport that is told of peers by their URLs.
-type network struct{ *transport.Transport }
-
-// SetPeer implements server.Transport.
-func (n network) SetPeer(id uint64, peerURLs []string) { n.Transport.SetPeer(id, addresses(peerURLs)) }
-
-// addresses are what to dial for peer URLs. One that is none is left out: nobody can be reached there.
-func addresses(urls []string) []string {
-	var addrs []string
-	for _, text := range urls {
-		if u, err := url.Parse(text); err == nil && u.Host != "" {
-			addrs = append(addrs, u.Host)
-		}
-	}
-	return addrs
 }

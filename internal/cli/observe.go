@@ -68,7 +68,7 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 var etcdOps = map[string]string{
 	"put": "Put", "delete_range": "DeleteRange", "txn": "Txn", "compact": "Compaction",
 	"lease_grant": "LeaseGrant", "lease_revoke": "LeaseRevoke", "lease_checkpoint": "LeaseCheckpoint",
-	"member_publish": "ClusterMemberAttrSet", "cluster_version": "ClusterVersionSet", "downgrade": "DowngradeInfoSet",
+	"member_publish": "ClusterMemberAttrSet", "cluster_version": "ClusterVersionSet", "downgrade": "DowngradeInfoSet", "alarm": "Alarm",
 	"auth_enable": "AuthEnable", "auth_disable": "AuthDisable", "authenticate": "Authenticate",
 	"auth_user_add": "AuthUserAdd", "auth_user_delete": "AuthUserDelete", "auth_user_change_password": "AuthUserChangePassword",
 	"auth_user_grant_role": "AuthUserGrantRole", "auth_user_revoke_role": "AuthUserRevokeRole",
@@ -181,6 +181,13 @@ func joinMetrics(m *metrics.Metrics, b *server.Member) {
 				return 0
 			}
 			return r.Count
+		},
+		Alarms: func() []metrics.AlarmOf {
+			var out []metrics.AlarmOf
+			for _, a := range b.Alarms() {
+				out = append(out, metrics.AlarmOf{MemberID: a.MemberID, Type: a.Type.String()})
+			}
+			return out
 		},
 		WatchStreams:    func() int { return int(b.Hub().Stats().Streams) },
 		Watchers:        func() int { return int(b.Hub().Stats().Watchers) },

@@ -33,6 +33,7 @@ type Command struct {
 	LeaseRevoke     *LeaseRevoke
 	LeaseCheckpoint *LeaseCheckpoint
 	MemberPublish   *MemberPublish
+	Alarm           *Alarm
 
 	// The first three change with whom raft counts. They stand in an entry of raft's kind for that, alone (fsm.CheckConf).
 	MemberAdd      *MemberAdd
@@ -143,6 +144,12 @@ type MemberPublish struct {
 	ClientURLs []string
 }
 
+// Alarm raises or clears an alarm.
+type Alarm struct {
+	kv.Alarm
+	Raise bool // otherwise the alarm is cleared
+}
+
 // Result is what applying a Command gave. Only the member where somebody waits needs the whole of it.
 type Result struct {
 	Err      error // a sentinel of package kv, perhaps wrapped; the command changed nothing
@@ -154,6 +161,7 @@ type Result struct {
 	DeleteRange *DeleteResult
 	Txn         *TxnResult
 	Lease       *kv.Lease       // of a grant
+	Alarms      []kv.Alarm      // of an alarm: what is raised now, or was cleared; none if nothing was there to clear
 	Token       string          // of an authentication; a secret
 	Compacted   <-chan struct{} // of a compaction: closed when the rows are gone from this member
 }

@@ -72,7 +72,7 @@ func randomOp(r *rand.Rand, depth int) Op {
 
 func randomCommand(r *rand.Rand) *Command {
 	c := &Command{ID: r.Uint64(), Time: r.Int64() - r.Int64(), User: string(randomBytes(r)), AuthRevision: r.Uint64()}
-	switch r.IntN(15) {
+	switch r.IntN(16) {
 	case 0:
 		c.Put = randomPut(r)
 	case 1:
@@ -96,6 +96,8 @@ func randomCommand(r *rand.Rand) *Command {
 			Hash: randomBytes(r), NoPassword: r.IntN(2) == 0, BadHash: r.IntN(2) == 0, Nonce: string(randomBytes(r)),
 			Permission: kv.Permission{Range: randomRange(r), Access: kv.Access(r.Int32N(4) - 1)},
 		}
+	case 15:
+		c.Alarm = &Alarm{Raise: r.IntN(2) == 0, Alarm: kv.Alarm{Type: kv.AlarmType(r.Int32() - r.Int32()), MemberID: r.Uint64(), Own: r.IntN(2) == 0}}
 	case 7:
 		c.MemberPublish = &MemberPublish{ID: r.Uint64(), Name: string(randomBytes(r))}
 		for range r.IntN(3) {

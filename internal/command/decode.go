@@ -64,6 +64,8 @@ func (c *Command) Decode(b []byte) error {
 		c.LeaseCheckpoint = d.leaseCheckpoint(false)
 	case kindMemberPublish:
 		c.MemberPublish = d.memberPublish()
+	case kindAlarm:
+		c.Alarm = d.alarm()
 	default:
 		if d.membership(kind, c) {
 			break
@@ -241,4 +243,11 @@ func (d *decoder) leaseCheckpoint(grants bool) *LeaseCheckpoint {
 
 func (d *decoder) memberPublish() *MemberPublish {
 	return &MemberPublish{ID: d.uvarint(), Name: string(d.bytes()), ClientURLs: d.strings()}
+}
+
+func (d *decoder) alarm() *Alarm {
+	f := d.byte()
+	return &Alarm{Raise: f&flagRaise != 0, Alarm: kv.Alarm{
+		Type: kv.AlarmType(d.varint()), MemberID: d.uvarint(), Own: f&flagOwn != 0,
+	}}
 }

@@ -33,6 +33,8 @@ const (
 	kindClusterVersion = 44
 	kindDowngrade      = 45
 	// 20 to 31 are those of AuthOp.
+
+	kindAlarm = 50
 )
 
 const (
@@ -45,6 +47,11 @@ const (
 	flagKeysOnly = 1 << iota
 	flagCountOnly
 	flagBounds
+)
+
+const (
+	flagRaise = 1 << iota
+	flagOwn
 )
 
 // Append appends the encoding of c to dst.
@@ -73,6 +80,8 @@ func (c *Command) Append(dst []byte) []byte {
 	case c.LeaseCheckpoint != nil:
 		dst = appendLeases(dst, c.LeaseCheckpoint.Leases)
 		return binary.AppendUvarint(dst, c.LeaseCheckpoint.Term)
+	case c.Alarm != nil:
+		return c.Alarm.append(dst)
 	case c.MemberPublish != nil:
 		return c.MemberPublish.append(dst)
 	case c.Auth != nil:
@@ -99,6 +108,8 @@ func (c *Command) kind() byte {
 		return kindLeaseCheckpoint
 	case c.MemberPublish != nil:
 		return kindMemberPublish
+	case c.Alarm != nil:
+		return kindAlarm
 	case c.MemberAdd != nil:
 		return kindMemberAdd
 	case c.MemberRemove != nil:
@@ -127,7 +138,7 @@ func (c *Command) Name() string {
 		kindLeaseGrant: "lease_grant", kindLeaseRevoke: "lease_revoke", kindLeaseCheckpoint: "lease_checkpoint",
 		kindMemberPublish: "member_publish", kindMemberAdd: "member_add", kindMemberRemove: "member_remove",
 		kindMemberPromote: "member_promote", kindMemberUpdate: "member_update", kindClusterVersion: "cluster_version",
-		kindDowngrade: "downgrade",
+		kindDowngrade: "downgrade", kindAlarm: "alarm",
 	}[c.kind()]
 }
 
@@ -214,6 +225,12 @@ func appendStrings(dst []byte, all []string) []byte {
 		dst = appendBytes(dst, []byte(s))
 	}
 	return dst
+}
+
+func (a *Alarm) append(dst []byte) []byte {
+	dst = append(dst, flags(a.Raise, flagRaise)|flags(a.Own, flagOwn))
+	dst = binary.AppendVarint(dst, int64(a.Type))
+	return binary.AppendUvarint(dst, a.MemberID)
 }
 
 func appendRangeOptions(dst []byte, o *kv.RangeOptions) []byte {

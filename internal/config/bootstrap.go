@@ -67,7 +67,7 @@ func ResolveURLs(ctx context.Context, lookup func(context.Context, string) ([]st
 		if err != nil {
 			return nil, err
 		}
-		if net.ParseIP(u.Hostname()) == nil {
+		if !Unix(*u) && net.ParseIP(u.Hostname()) == nil {
 			addrs, err := lookup(ctx, u.Hostname())
 			if err != nil || len(addrs) == 0 {
 				return nil, fmt.Errorf("host %q has no address: %w", u.Hostname(), err)

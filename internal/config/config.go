@@ -26,12 +26,20 @@ type Config struct {
 	DataDir string // never empty after Load: NAME.etcd unless given
 	WALDir  string // a directory of its own for the log; empty: in DataDir
 
-	ListenPeerURLs       []url.URL // http only, host is an IP address or localhost
+	ListenPeerURLs       []url.URL // of http and https the host is an IP address or localhost; unix and unixs have a path
 	ListenClientURLs     []url.URL
 	ListenClientHTTPURLs []url.URL // empty: HTTP is served on ListenClientURLs, beside gRPC
 	ListenMetricsURLs    []url.URL // empty: /metrics and /health are on the client URLs only
 	AdvertisePeerURLs    []url.URL
 	AdvertiseClientURLs  []url.URL
+
+	ClientTLS, PeerTLS     TLS
+	SelfSignedCertValidity uint     // years
+	CipherSuites           []uint16 // empty: those of Go
+	TLSMinVersion          uint16   // 0: TLS 1.2
+	TLSMaxVersion          uint16   // 0: the newest
+	SocketReusePort        bool
+	SocketReuseAddress     bool
 
 	InitialCluster      []InitialMember // sorted by name; checked by CheckBootstrap, not by Load
 	InitialClusterState string          // "new" or "existing"
@@ -92,6 +100,34 @@ type Config struct {
 	Given map[string]string
 	// Notes are what the log should say once about these settings, in order.
 	Notes []Note
+}
+
+// TLS says how one kind of connection is secured.
+type TLS struct {
+	CertFile, KeyFile             string
+	ClientCertFile, ClientKeyFile string // shown when dialling; none: CertFile and KeyFile
+	TrustedCAFile, CRLFile        string
+	ClientCertAuth                bool
+	AllowedCNs, AllowedHostnames  []string
+	SkipClientSANVerification     bool
+	Auto                          bool // the member makes its own certificate; false after Load if it was given one
+}
+
+// Serves tells whether there will be a certificate to serve with.
+func (t *TLS) Serves() bool { return t.Auto || t.CertFile != "" }
+
+// Secure tells whether a URL is one of TLS.
+func Secure(u url.URL) bool { return u.Scheme == "https" || u.Scheme == "unixs" }
+
+// Unix tells whether a URL is one of a unix socket.
+func Unix(u url.URL) bool { return u.Scheme == "unix" || u.Scheme == "unixs" }
+
+// Address is what a URL's socket is bound to or dialled at: HOST:PORT, or a path.
+func Address(u url.URL) string {
+	if Unix(u) {
+		return u.Host + u.Path
+	}
+	return u.Host
 }
 
 // LogRotation says when a log file is full and how long full ones are kept.

@@ -39,7 +39,7 @@ func (c *Config) readFile(name string, read func(string) ([]byte, error)) (map[s
 	values := map[string]any{}
 	flatten(values, "", root)
 	given := map[string]setting{}
-	for _, f := range table {
+	for _, f := range slices.Concat(table, fileOnly) {
 		key := f.fileKey()
 		v, ok := values[key]
 		delete(values, key)

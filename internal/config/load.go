@@ -200,7 +200,7 @@ func (c *Config) addEnvironment(given map[string]setting, env map[string]string)
 
 // take stores what was given, over the defaults, and settles what comes later or has no meaning.
 func (c *Config) take(given map[string]setting) error {
-	for _, f := range table {
+	for _, f := range slices.Concat(table, fileOnly) {
 		s, ok := given[f.Name]
 		value := f.Default
 		if ok {

@@ -105,6 +105,9 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 		}
 		return "--" + name + "=" + defaultOf(name)
 	}
+	if err := c.completeTLS(given); err != nil {
+		return err
+	}
 	if err := c.validateURLs(at); err != nil {
 		return err
 	}
@@ -165,25 +168,32 @@ var logLevels = map[string]slog.Level{
 }
 
 func (c *Config) validateURLs(at func(string) string) error {
-	user := map[string]string{} // of each URL listened on
+	user := map[string]string{} // of each address listened on
 	for _, l := range []struct {
-		name string
-		urls []url.URL
+		name   string
+		urls   []url.URL
+		tls    *TLS
+		prefix string
 	}{
-		{"listen-peer-urls", c.ListenPeerURLs}, {"listen-client-urls", c.ListenClientURLs},
-		{"listen-client-http-urls", c.ListenClientHTTPURLs}, {"listen-metrics-urls", c.ListenMetricsURLs},
+		{"listen-peer-urls", c.ListenPeerURLs, &c.PeerTLS, "peer-"}, {"listen-client-urls", c.ListenClientURLs, &c.ClientTLS, ""},
+		{"listen-client-http-urls", c.ListenClientHTTPURLs, &c.ClientTLS, ""}, {"listen-metrics-urls", c.ListenMetricsURLs, &c.ClientTLS, ""},
 	} {
 		if len(l.urls) == 0 && (l.name == "listen-peer-urls" || l.name == "listen-client-urls") {
 			return fmt.Errorf("%s: a member must listen somewhere; write http://HOST:PORT", at(l.name))
 		}
 		for _, u := range l.urls {
-			if host := u.Hostname(); host != "localhost" && net.ParseIP(host) == nil {
+			if host := u.Hostname(); !Unix(u) && host != "localhost" && net.ParseIP(host) == nil {
 				return fmt.Errorf("%s: %q is a host name; listen on an IP address of this machine, 0.0.0.0 for all, or localhost", at(l.name), u.String())
 			}
-			if other, ok := user[u.String()]; ok && u.Port() != "0" {
+			// One address may be listened on with TLS and without, for clients.
+			shared := l.name == "listen-client-urls" || l.name == "listen-client-http-urls"
+			if other, ok := user[Address(u)]; ok && u.Port() != "0" && !(shared && other == l.name) {
 				return fmt.Errorf("%s: %q is also in --%s; give each a port of its own", at(l.name), u.String(), other)
 			}
-			user[u.String()] = l.name
+			user[Address(u)] = l.name
+		}
+		if err := c.checkSecure(l.name, l.urls, l.tls, l.prefix); err != nil {
+			return err
 		}
 	}
 	for _, a := range []struct {
@@ -196,7 +206,7 @@ func (c *Config) validateURLs(at func(string) string) error {
 			return fmt.Errorf("%s: a member must say where it is reached; write http://HOST:PORT", at(a.name))
 		}
 		for _, u := range a.urls {
-			if u.Hostname() == "" || u.Port() == "0" {
+			if !Unix(u) && (u.Hostname() == "" || u.Port() == "0") {
 				return fmt.Errorf("%s: nobody can reach %q; write http://HOST:PORT with a host and a port", at(a.name), u.String())
 			}
 		}

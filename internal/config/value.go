@@ -138,19 +138,24 @@ func parseURLs(s string) ([]url.URL, error) {
 	return slices.CompactFunc(us, func(a, b url.URL) bool { return a.String() == b.String() }), nil
 }
 
-// parseURL reads one URL of a member: a scheme, a host and a port, and nothing else.
+// parseURL reads one URL of a member: a scheme, a host and a port, and nothing else; or a unix socket's path, of which the
+// first part may stand where the host is, as in etcd.
 func parseURL(s string) (url.URL, error) {
-	const form = "write it as http://HOST:PORT"
+	const form = "write it as http://HOST:PORT or https://HOST:PORT"
 	u, err := url.Parse(s)
-	if err != nil || !strings.Contains(s, "://") {
+	if err != nil || u.Scheme == "" || !strings.Contains(s, "://") && !Unix(*u) {
 		return url.URL{}, fmt.Errorf("%q is not a URL; %s", s, form)
 	}
+	if u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return url.URL{}, fmt.Errorf("%q has more than a scheme and an address; %s", s, form)
+	}
 	switch u.Scheme {
-	case "http":
-	case "https":
-		return url.URL{}, fmt.Errorf("%q asks for TLS, which is not supported yet; %s", s, form)
+	case "http", "https":
 	case "unix", "unixs":
-		return url.URL{}, fmt.Errorf("%q is a unix socket, which is not supported yet; %s", s, form)
+		if Address(*u) == "" {
+			return url.URL{}, fmt.Errorf("%q has no path; write it as %s:///PATH", s, u.Scheme)
+		}
+		return *u, nil
 	default:
 		return url.URL{}, fmt.Errorf("%q has the scheme %s; %s", s, u.Scheme, form)
 	}
@@ -163,7 +168,7 @@ func parseURL(s string) (url.URL, error) {
 	} else if strconv.FormatUint(n, 10) != port {
 		return url.URL{}, fmt.Errorf("%q has the port %s; write it without leading zeros", s, port)
 	}
-	if u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+	if u.Path != "" {
 		return url.URL{}, fmt.Errorf("%q has more than a host and a port; %s", s, form)
 	}
 	return *u, nil

@@ -18,6 +18,7 @@ const (
 	PrefixMember     byte = 'n' // member id: one member of the cluster
 	PrefixRevision   byte = 'r' // revision: one change of history
 	PrefixAuth       byte = 'u' // what it is (r, s, u), name: a role, the settings, or a user; package auth
+	PrefixAlarm      byte = 'w' // alarm type, member id: one alarm that is raised
 )
 
 // ErrMalformed is wrapped by every decoder of this package. Rows are guarded by checksums, so meeting it means that a
@@ -333,6 +334,20 @@ func DecodeMember(row []byte) (uint64, error) {
 		return 0, malformed("member key", row)
 	}
 	return binary.BigEndian.Uint64(row[1:]), nil
+}
+
+// AppendAlarm appends the key of an alarm's row.
+func AppendAlarm(dst []byte, alarm int32, member uint64) []byte {
+	dst = binary.BigEndian.AppendUint32(append(dst, PrefixAlarm), uint32(alarm))
+	return binary.BigEndian.AppendUint64(dst, member)
+}
+
+// DecodeAlarm takes the key of an alarm's row apart.
+func DecodeAlarm(row []byte) (alarm int32, member uint64, err error) {
+	if len(row) != 13 || row[0] != PrefixAlarm {
+		return 0, 0, malformed("alarm key", row)
+	}
+	return int32(binary.BigEndian.Uint32(row[1:])), binary.BigEndian.Uint64(row[5:]), nil
 }
 
 // PrefixBounds returns the bounds of all rows that begin with prefix, which must not be a version row's, be empty, or

@@ -118,15 +118,18 @@ func (a *applier) commit(last Position, confState []byte) error {
 	a.Leases.Publish()
 	a.outcome.MembersChanged = a.Members.Changed()
 	a.Members.Publish()
+	a.Alarms.Publish()
 	a.Applied = last
 	a.outcome.Events = events
 	a.outcome.Revision = a.Store.Revision()
 	return nil
 }
 
+// discard forgets what a batch that is given up has changed in the tables beside the rows.
 func (a *applier) discard() {
 	a.Leases.Discard()
 	a.Auth.Discard()
+	a.Alarms.Discard()
 	a.Members.Discard()
 }
 
@@ -153,6 +156,10 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 		r.Revision, r.Err = a.writer.Revision(), refused
 		return err
 	}
+	if r.Err = a.alarmed(c); r.Err != nil {
+		r.Revision = a.writer.Revision()
+		return nil
+	}
 	switch {
 	case c.Put != nil, c.DeleteRange != nil, c.Txn != nil:
 		return a.write(c, r, wanted)
@@ -175,6 +182,8 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 		p := c.MemberPublish
 		r.Revision = a.writer.Revision()
 		return a.Members.Describe(a.batch, p.ID, p.Name, p.ClientURLs)
+	case c.Alarm != nil:
+		return a.alarm(c.Alarm, r)
 	}
 	return a.membership(c, r)
 }

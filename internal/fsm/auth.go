@@ -33,6 +33,8 @@ func (a *applier) allowed(c *command.Command) error {
 		return a.permitted(&p).lease(c.LeaseRevoke.ID)
 	case c.Auth != nil && c.Auth.Op != command.AuthAuthenticate:
 		return v.Admin(who)
+	case c.Alarm != nil && !c.Alarm.Own:
+		return v.Admin(who)
 	}
 	return nil
 }

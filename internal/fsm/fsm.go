@@ -1,8 +1,8 @@
 // Package fsm is the state machine: committed log entries go in, results and events come out, and between the two one
 // engine batch changes the state. Everything that Trivet stores for its users changes here and nowhere else.
 //
-// The state of one member is a State: the engine with the key-value store, the leases, the users and roles, and the members
-// over it. All of
+// The state of one member is a State: the engine with the key-value store, the leases, the users and roles, the members
+// and the alarms over it. All of
 // them are written through the same batch, which also holds the index and term of the last entry it contains, so that
 // whatever part of history survives a crash is a prefix of the log and says how long it is. Entries are applied in log
 // order by one goroutine, the replica's apply loop. Applying looks at no clock, no randomness and no configuration: every
@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/trivet-kv/trivet/internal/alarm"
 	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/lease"
@@ -27,6 +28,7 @@ type State struct {
 	Leases  *lease.Leases
 	Auth    *auth.Auth
 	Members *member.Members
+	Alarms  *alarm.Alarms
 
 	// Applied is the position of the last entry that the state holds, and ConfState the encoded voters and learners of
 	// raft after it. Both are the apply goroutine's.
@@ -61,6 +63,9 @@ func Open(e *engine.Engine, o mvcc.Options) (*State, error) {
 	}
 	if s.Members, err = member.Open(e); err != nil {
 		return nil, fmt.Errorf("open the members: %w", err)
+	}
+	if s.Alarms, err = alarm.Open(e); err != nil {
+		return nil, fmt.Errorf("open the alarms: %w", err)
 	}
 	return s, nil
 }

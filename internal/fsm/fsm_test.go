@@ -136,6 +136,9 @@ func dump(t *testing.T, s *State) string {
 		}
 		fmt.Fprintf(&b, "lease %d ttl %d remaining %d keys %q\n", id, l.TTL, l.Remaining, keys)
 	}
+	for _, a := range s.Alarms.All() {
+		fmt.Fprintf(&b, "alarm %+v\n", a)
+	}
 	b.WriteString(dumpAuth(s))
 	for _, m := range s.Members.All() {
 		fmt.Fprintf(&b, "member %+v\n", m)
@@ -167,6 +170,9 @@ func result(r command.Result) string {
 	}
 	if r.Txn != nil {
 		s += txnResult(r.Txn)
+	}
+	for _, a := range r.Alarms {
+		s += fmt.Sprintf(" %+v", a)
 	}
 	return s
 }
@@ -283,6 +289,11 @@ func (p *parser) commandOf(f []string) *command.Command {
 		return &command.Command{LeaseCheckpoint: c}
 	case "compact":
 		return &command.Command{Compact: &command.Compact{Revision: p.number(f[1])}}
+	case "raise", "clear":
+		types := map[string]kv.AlarmType{"none": kv.AlarmNone, "nospace": kv.AlarmNoSpace, "corrupt": kv.AlarmCorrupt}
+		return &command.Command{Alarm: &command.Alarm{Raise: f[0] == "raise", Alarm: kv.Alarm{
+			Type: types[f[1]], MemberID: uint64(p.number(f[2])), Own: len(f) > 3,
+		}}}
 	case "publish":
 		return &command.Command{MemberPublish: &command.MemberPublish{ID: uint64(p.number(f[1])), Name: f[2], ClientURLs: f[3:]}}
 	}

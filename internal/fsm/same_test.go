@@ -58,8 +58,8 @@ func randomCommand(r *rand.Rand, revision int64) *command.Command {
 }
 
 func randomRequest(r *rand.Rand, revision int64) *command.Command {
-	switch r.IntN(16) {
-	case 12, 13, 14, 15:
+	switch r.IntN(17) {
+	case 13, 14, 15, 16:
 		return &command.Command{Auth: randomAuth(r)}
 	case 0:
 		return &command.Command{LeaseGrant: &command.LeaseGrant{ID: kv.LeaseID(r.IntN(6)), TTL: r.Int64N(100)}}
@@ -69,6 +69,13 @@ func randomRequest(r *rand.Rand, revision int64) *command.Command {
 		return &command.Command{LeaseCheckpoint: &command.LeaseCheckpoint{Leases: []kv.Lease{{ID: kv.LeaseID(r.IntN(6)), Remaining: r.Int64N(50)}}}}
 	case 3:
 		return &command.Command{Compact: &command.Compact{Revision: revision - r.Int64N(20)}}
+	case 12:
+		if r.IntN(3) > 0 { // most of the time nothing is refused
+			return &command.Command{Alarm: &command.Alarm{Alarm: kv.Alarm{Type: kv.AlarmType(r.Int32N(3)), MemberID: uint64(r.IntN(2))}}}
+		}
+		return &command.Command{Alarm: &command.Alarm{Raise: true, Alarm: kv.Alarm{
+			Type: kv.AlarmType(r.Int32N(3)), MemberID: uint64(r.IntN(2)), Own: r.IntN(2) == 0,
+		}}}
 	case 4, 5, 6:
 		t := &command.Txn{Compare: []command.Compare{{Range: randomRange(r), Target: command.CompareVersion, Result: command.Greater, Int: r.Int64N(3)}}}
 		for range r.IntN(4) {

@@ -14,6 +14,7 @@ var refusals = []error{
 	kv.ErrPermissionDenied, kv.ErrAuthOldRevision, kv.ErrUserEmpty, kv.ErrUserNotFound, kv.ErrUserExists, kv.ErrRoleEmpty,
 	kv.ErrRoleNotFound, kv.ErrRoleExists, kv.ErrRoleNotGranted, kv.ErrPermissionNotGranted, kv.ErrRootUserNotExist,
 	kv.ErrRootRoleNotExist, kv.ErrAuthFailed, kv.ErrNoPasswordUser, kv.ErrAuthNotEnabled, kv.ErrInvalidAuthMgmt,
+	kv.ErrTooManyRequests, // too many alarms
 }
 
 // refusal splits an error into what refuses a command and what stops the member.

@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +15,8 @@ type access struct {
 	origins []string // of --cors; empty, or with a star: all
 	hosts   []string // of --host-whitelist; empty, or with a star: all
 	next    http.Handler
+	// refuseNames tells whether calls of the JSON gateway by clients with a name in their certificate are refused.
+	refuseNames func() bool
 }
 
 func listed(list []string, s string) bool {
@@ -37,6 +41,10 @@ func (a *access) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, foreignHost(host), http.StatusMisdirectedRequest)
 			return
 		}
+	} else if strings.HasPrefix(r.URL.Path, "/v3/") && named(r.TLS) && a.refuseNames() {
+		// The gateway's calls are nobody's to the services: whoever thinks that they go by the certificate learns better.
+		http.Error(w, "CommonName of client sending a request against gateway will be ignored and not used as expected", http.StatusBadRequest)
+		return
 	}
 	if listed(a.origins, "*") {
 		allowOrigin(w.Header(), "*")
@@ -48,6 +56,13 @@ func (a *access) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.next.ServeHTTP(w, r)
+}
+
+// named tells whether a client has shown a certificate with a common name.
+func named(t *tls.ConnectionState) bool {
+	return slices.ContainsFunc(t.VerifiedChains, func(chain []*x509.Certificate) bool {
+		return len(chain) > 0 && chain[0].Subject.CommonName != ""
+	})
 }
 
 func allowOrigin(h http.Header, origin string) {

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,10 +35,12 @@ type Options struct {
 	Logger   *slog.Logger     // required
 	GRPC     rpc.ServerOptions
 
-	// Clients are the listeners of --listen-client-urls: gRPC and HTTP, or gRPC alone if there are any of
+	// Clients are the doors of --listen-client-urls: gRPC and HTTP, or gRPC alone if there are any of
 	// --listen-client-http-urls. Monitor are those of --listen-metrics-urls, which serve /metrics and the health
-	// pages; the client listeners serve them too. All are closed by Stop.
-	Clients, HTTP, Monitor []net.Listener
+	// pages; the client doors serve them too. All are closed by Stop.
+	Clients, HTTP, Monitor []Door
+
+	ClientCertAuth bool // --client-cert-auth
 
 	NoJSON bool // --enable-grpc-gateway=false
 	Pprof  bool // --enable-pprof
@@ -95,36 +98,65 @@ func Start(o Options) (*Server, error) {
 		}
 		mux.Handle("/v3/", s.websockets(h))
 	}
-	s.http = s.httpServer(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux})
+	s.http = s.httpServer(s.byContent(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux, refuseNames: s.refuseNames}))
 	monitor := http.NewServeMux()
 	s.pages(monitor)
 	s.monitor = s.httpServer(monitor)
 
-	for _, l := range o.Clients {
-		if len(o.HTTP) > 0 {
-			s.serve(func() error { return s.grpc.Serve(l) })
-			continue
-		}
-		sp := newSplitter(l, o.SilentTimeout, o.Logger)
-		s.splitters = append(s.splitters, sp)
-		s.serve(func() error { return s.grpc.Serve(sp.grpc) })
-		s.serve(func() error { return s.http.Serve(sp.http) })
+	for _, d := range o.Clients {
+		s.open(d, s.grpc, s.http)
 	}
-	for _, l := range o.HTTP {
-		s.serve(func() error { return s.http.Serve(l) })
+	for _, d := range o.HTTP {
+		s.open(d, nil, s.http)
 	}
-	for _, l := range o.Monitor {
-		s.serve(func() error { return s.monitor.Serve(l) })
+	for _, d := range o.Monitor {
+		s.open(d, nil, s.monitor)
 	}
 	return s, nil
 }
 
+// refuseNames: as in etcd, while clients must have certificates and authentication is on.
+func (s *Server) refuseNames() bool {
+	return s.o.ClientCertAuth && !s.o.NoJSON && s.o.Backend.Auth().Published().Enabled()
+}
+
+// open serves gRPC, HTTP or both on a door.
+func (s *Server) open(d Door, grpc *grpc.Server, http *http.Server) {
+	if grpc != nil && http == s.http && len(s.o.HTTP) > 0 {
+		http = nil
+	}
+	sp := newSplitter(d, grpc != nil, http != nil, s.o.SilentTimeout, s.o.Logger)
+	s.splitters = append(s.splitters, sp)
+	if grpc != nil {
+		s.serve(func() error { return grpc.Serve(sp.grpc) })
+	}
+	if http != nil {
+		s.serve(func() error { return http.Serve(sp.http) })
+	}
+}
+
 func (s *Server) httpServer(h http.Handler) *http.Server {
+	streams := int(min(s.o.GRPC.MaxConcurrentStreams, math.MaxInt32))
+	if streams == 0 {
+		streams = math.MaxInt32
+	}
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: s.o.SilentTimeout,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streams},
 		ErrorLog:          log.New(io.Discard, "", 0), // what clients do wrong is theirs to see
 	}
+}
+
+// byContent sends gRPC calls to the services, which come here over the connections of clients that can speak HTTP/1 too.
+func (s *Server) byContent(pages http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 && len(s.o.HTTP) == 0 && strings.Contains(r.Header.Get("Content-Type"), "application/grpc") {
+			s.grpc.ServeHTTP(w, r)
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
 }
 
 // pages are those that every HTTP listener has.

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/rpc"
 )
@@ -60,7 +58,7 @@ func (p *healthPages) linearizableRead(ctx context.Context) error {
 
 func (p *healthPages) notCorrupt(context.Context) error {
 	for _, a := range p.b.Alarms() {
-		if a.Type == rpc.AlarmCorrupt {
+		if a.Type == kv.AlarmCorrupt {
 			return errors.New("alarm activated: CORRUPT")
 		}
 	}
@@ -154,14 +152,14 @@ func (p *healthPages) health(w http.ResponseWriter, r *http.Request) {
 func (p *healthPages) illness(ctx context.Context, exclude []string, serializable bool) string {
 next:
 	for _, a := range p.b.Alarms() {
-		name := pb.AlarmType(a.Type).String()
+		name := a.Type.String()
 		for _, e := range exclude {
 			if e == name {
 				continue next
 			}
 		}
 		switch a.Type {
-		case rpc.AlarmNoSpace, rpc.AlarmCorrupt:
+		case kv.AlarmNoSpace, kv.AlarmCorrupt:
 			return "ALARM " + name
 		default:
 			return "ALARM UNKNOWN"

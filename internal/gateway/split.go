@@ -2,39 +2,66 @@ package gateway
 
 import (
 	"bytes"
+	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/certs"
 )
 
 // preface is how a connection of HTTP/2, and so of gRPC, begins (RFC 9113, section 3.4).
 var preface = []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 
+// tlsHandshake is the first byte of a TLS connection.
+const tlsHandshake = 0x16
+
+// handshakeTimeout is how long a TLS handshake may take, as in etcd, within the time of a silent connection.
+const handshakeTimeout = 10 * time.Second
+
+// complainEvery is how often the log hears of TLS on a door without.
+const complainEvery = time.Minute
+
 // maxSilent bounds the connections of one listener that have not yet shown their protocol.
 const maxSilent = 4096
 
-// splitter accepts connections and hands them on by protocol. One goroutine accepts, and one for each connection that
-// has not yet spoken looks at its first bytes; close ends them all.
+// Door is one listener, and how its connections may begin.
+type Door struct {
+	net.Listener
+	TLS   *certs.Set // nil: without TLS only
+	Plain bool       // without TLS; both: the first byte decides
+}
+
+// splitter accepts connections, does the TLS handshake of those that begin with one, and hands them on by protocol. One
+// goroutine accepts, and one for each connection that has not yet shown its protocol looks at how it begins; close ends
+// them all.
 type splitter struct {
-	l      net.Listener
+	l      Door
 	log    *slog.Logger
 	silent time.Duration
 	slots  chan struct{}
 
-	grpc, http *handoff
+	grpc, http *handoff // nil: not served on this door
 
-	mu      sync.Mutex
-	closed  bool
-	pending map[net.Conn]struct{}
-	done    sync.WaitGroup
+	mu         sync.Mutex
+	closed     bool
+	complained time.Time
+	pending    map[net.Conn]struct{}
+	done       sync.WaitGroup
 }
 
-func newSplitter(l net.Listener, silent time.Duration, log *slog.Logger) *splitter {
-	s := &splitter{
-		l: l, log: log, silent: silent, slots: make(chan struct{}, maxSilent),
-		grpc: newHandoff(l.Addr()), http: newHandoff(l.Addr()), pending: make(map[net.Conn]struct{}),
+// newSplitter serves gRPC, HTTP or both on a door.
+func newSplitter(l Door, grpc, http bool, silent time.Duration, log *slog.Logger) *splitter {
+	s := &splitter{l: l, log: log, silent: silent, slots: make(chan struct{}, maxSilent), pending: make(map[net.Conn]struct{})}
+	if grpc {
+		s.grpc = newHandoff(l.Addr())
+	}
+	if http {
+		s.http = newHandoff(l.Addr())
 	}
 	s.done.Add(1)
 	go s.accept()
@@ -83,34 +110,88 @@ func (s *splitter) admit(c net.Conn) bool {
 	return true
 }
 
-// look reads until the connection differs from the preface or has sent it whole, and hands it on.
+// look finds out what a new connection speaks and hands it on.
 func (s *splitter) look(c net.Conn) {
 	defer s.done.Done()
-	deadline := time.Now().Add(s.silent)
-	_ = c.SetReadDeadline(deadline)
-	head := make([]byte, 0, len(preface))
-	same := true
-	var err error
-	for same && len(head) < len(preface) && err == nil {
-		var n int
-		n, err = c.Read(head[len(head):cap(head)])
-		head = head[:len(head)+n]
-		same = bytes.HasPrefix(preface, head)
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.silent)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	_ = c.SetDeadline(deadline)
+	to, out := s.classify(ctx, c)
 	s.mu.Lock()
 	delete(s.pending, c)
 	s.mu.Unlock()
 	<-s.slots
-	if err != nil && same {
+	if to == nil {
 		_ = c.Close()
 		return
 	}
-	_ = c.SetReadDeadline(time.Time{})
-	to := s.http
-	if same {
-		to = s.grpc
+	_ = c.SetDeadline(time.Time{})
+	to.give(out)
+}
+
+// classify reads the beginning of a connection. It returns nil if nothing can be made of it.
+func (s *splitter) classify(ctx context.Context, c net.Conn) (*handoff, net.Conn) {
+	begin := &spokenConn{Conn: c}
+	if s.l.TLS != nil {
+		if s.l.Plain && !begin.peek(1) {
+			return nil, nil
+		}
+		if !s.l.Plain || begin.head[0] == tlsHandshake {
+			return s.secure(ctx, begin)
+		}
 	}
-	to.give(&spokenConn{Conn: c, head: head})
+	like := begin.like(preface)
+	if like == unlike && begin.head[0] == tlsHandshake {
+		s.complain(c)
+	}
+	switch {
+	case like == whole && s.grpc != nil:
+		return s.grpc, begin
+	case like == unlike && s.http != nil:
+		return s.http, begin // which answers TLS in plain HTTP, as clients of TLS recognise
+	}
+	return nil, nil
+}
+
+// secure does the handshake and goes by what was agreed in it. Whoever can speak HTTP/2 only is a gRPC client and goes to
+// the grpc server. Who offered HTTP/1 too, like browsers, curl and proxies, goes to net/http, which tells gRPC from pages by
+// the content type.
+func (s *splitter) secure(ctx context.Context, c *spokenConn) (*handoff, net.Conn) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	t, hello, err := s.l.TLS.Accept(ctx, c)
+	if err != nil {
+		return nil, nil // the log was told
+	}
+	if t.ConnectionState().NegotiatedProtocol != "h2" {
+		if s.http == nil {
+			return nil, nil
+		}
+		return s.http, t
+	}
+	if s.grpc != nil && (s.http == nil || !slices.Contains(hello.Protos, "http/1.1")) {
+		begin := &spokenConn{Conn: t, secure: t}
+		if begin.like(preface) != whole {
+			return nil, nil
+		}
+		return s.grpc, begin
+	}
+	return s.http, t
+}
+
+// complain tells the log of TLS on a door without.
+func (s *splitter) complain(c net.Conn) {
+	s.mu.Lock()
+	due := time.Since(s.complained) >= complainEvery
+	if due {
+		s.complained = time.Now()
+	}
+	s.mu.Unlock()
+	if due {
+		s.log.Warn("rejected connection: TLS on a port without TLS; use an http:// URL, or serve https:// with --cert-file and --key-file",
+			"remote-addr", c.RemoteAddr().String(), "address", s.l.Addr().String())
+	}
 }
 
 // close stops accepting and closes the connections that have not spoken. Those handed on belong to others.
@@ -122,15 +203,19 @@ func (s *splitter) close() {
 	}
 	s.mu.Unlock()
 	_ = s.l.Close()
-	_ = s.grpc.Close()
-	_ = s.http.Close()
+	for _, h := range []*handoff{s.grpc, s.http} {
+		if h != nil {
+			_ = h.Close()
+		}
+	}
 	s.done.Wait()
 }
 
 // spokenConn is a connection of which head was already read.
 type spokenConn struct {
 	net.Conn
-	head []byte
+	head   []byte
+	secure *tls.Conn // nil without TLS
 }
 
 func (c *spokenConn) Read(p []byte) (int, error) {
@@ -140,6 +225,56 @@ func (c *spokenConn) Read(p []byte) (int, error) {
 	n := copy(p, c.head)
 	c.head = c.head[n:]
 	return n, nil
+}
+
+// TLSState implements rpc.Secured.
+func (c *spokenConn) TLSState() (tls.ConnectionState, bool) {
+	if c.secure == nil {
+		return tls.ConnectionState{}, false
+	}
+	return c.secure.ConnectionState(), true
+}
+
+// peek reads until n bytes are in head, and reports whether that many came.
+func (c *spokenConn) peek(n int) bool {
+	for len(c.head) < n {
+		if c.more(n) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// more reads once, up to n bytes of head.
+func (c *spokenConn) more(n int) error {
+	at := len(c.head)
+	c.head = slices.Grow(c.head, n-at)
+	got, err := c.Conn.Read(c.head[at:n])
+	c.head = c.head[:at+got]
+	return err
+}
+
+type likeness int
+
+const (
+	part   likeness = iota // the connection ended, or time did, before it could be told
+	unlike                 // it begins differently
+	whole                  // it begins so
+)
+
+// like reads until the connection differs from how it might begin, or has begun so.
+func (c *spokenConn) like(begin []byte) likeness {
+	for {
+		switch {
+		case !bytes.HasPrefix(begin, c.head[:min(len(c.head), len(begin))]):
+			return unlike
+		case len(c.head) >= len(begin):
+			return whole
+		}
+		if c.more(len(begin)) != nil && len(c.head) < len(begin) && bytes.HasPrefix(begin, c.head) {
+			return part
+		}
+	}
 }
 
 // handoff is a listener whose connections somebody else accepted. give waits until Accept takes the connection.

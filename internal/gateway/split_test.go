@@ -13,7 +13,7 @@ func split(t *testing.T, silent time.Duration) (*splitter, func() net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newSplitter(l, silent, slog.New(slog.DiscardHandler))
+	s := newSplitter(Door{Listener: l, Plain: true}, true, true, silent, slog.New(slog.DiscardHandler))
 	t.Cleanup(s.close)
 	return s, func() net.Conn {
 		c, err := net.Dial("tcp", l.Addr().String())

@@ -8,6 +8,7 @@ package kv
 import (
 	"bytes"
 	"fmt"
+	"strconv"
 )
 
 // Revision names one change. Main counts transactions that changed something, from 2 for the first in an empty store
@@ -159,4 +160,37 @@ type Lease struct {
 	// Granted is the index of the log entry that made the lease. It tells two leases apart that had the same id one
 	// after the other.
 	Granted uint64
+}
+
+// AlarmType is the kind of an Alarm. The numbers are those of etcd's AlarmType; clients may raise others, which mean
+// nothing.
+type AlarmType int32
+
+// The alarms.
+const (
+	AlarmNone    AlarmType = 0 // no alarm; in questions: all
+	AlarmNoSpace AlarmType = 1
+	AlarmCorrupt AlarmType = 2
+)
+
+// String is etcd's name of the type, a number if it has none.
+func (t AlarmType) String() string {
+	switch t {
+	case AlarmNone:
+		return "NONE"
+	case AlarmNoSpace:
+		return "NOSPACE"
+	case AlarmCorrupt:
+		return "CORRUPT"
+	}
+	return strconv.Itoa(int(t))
+}
+
+// Alarm is one alarm that is raised for a member.
+type Alarm struct {
+	Type     AlarmType
+	MemberID uint64
+	// Own: the member raised it about itself, sees to its end and clears it then. A CORRUPT of this kind concerns that
+	// member alone and refuses nothing on the others. What was raised by hand stays until it is cleared by hand.
+	Own bool
 }

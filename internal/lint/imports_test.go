@@ -16,8 +16,9 @@ mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
 auth: engine kv                         # users and roles: state only; meets the others in fsm
 member: engine kv                          # state only; meets mvcc and lease in fsm
+alarm: engine kv                        # state only; meets the others in fsm
 token: auth kv                          # tokens and passwords: who a client is, not what it may do
-fsm: auth command engine kv lease member mvcc # the one place where state changes
+fsm: alarm auth command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
 transport:                              # bytes between members; knows no words
 replica: command kv                     # hands entries on in command's envelope; knows no keys
@@ -28,12 +29,13 @@ datadir:                                # the layout of the data directory
 metrics:                                # the list of measurements; others give it values
 rpc: auth command fsm kv metrics mvcc token watch  # services: validate, translate, encode
 rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
-gateway: kv metrics rpc                 # HTTP in front of the same services
+gateway: certs kv metrics rpc           # HTTP in front of the same services
+certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
-backup: auth backup/bolt engine kv lease member mvcc # carries state to and from etcd's files: reads the rows of everybody
+backup: alarm auth backup/bolt engine kv lease member mvcc # carries state to and from etcd's files: reads the rows of everybody
 backup/bolt:                            # reads bytes of etcd's files; knows no words
 server: auth backup command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: auth command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth certs command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -57,6 +59,7 @@ google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
 github.com/gorilla/websocket: internal/gateway # the JSON form over websockets; what etcd uses, so that handshakes answer alike
 github.com/prometheus: internal/metrics # others call observers
+golang.org/x/sys: internal/cli # SO_REUSEPORT
 github.com/spf13/cobra: internal/cli # commands
 github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that etcd uses
 golang.org/x/crypto/bcrypt: internal/token # hashes of passwords, as etcd's

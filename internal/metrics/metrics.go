@@ -23,6 +23,7 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 	calls    callVecs
+	applies  sync.Map // applied → prometheus.Observer; as many as there are operations, twice
 	clients  sync.Map // client version and kind → prometheus.Counter; bounded by maxVersions
 	versions int
 	requests map[string][2]prometheus.Observer // by kind: failed, succeeded; never written after New
@@ -234,9 +235,19 @@ func (m *Metrics) ClientRequest(kind, version string) {
 	c.Inc()
 }
 
+type applied struct {
+	op string
+	ok bool
+}
+
 // Applied records one request applied by the state machine, as etcd_server_apply_duration_seconds names it.
 func (m *Metrics) Applied(op string, ok bool, took time.Duration) {
-	m.ApplySeconds.WithLabelValues("v3", op, strconv.FormatBool(ok)).Observe(took.Seconds())
+	key := applied{op, ok}
+	o, known := m.applies.Load(key)
+	if !known {
+		o, _ = m.applies.LoadOrStore(key, m.ApplySeconds.WithLabelValues("v3", op, strconv.FormatBool(ok)))
+	}
+	o.(prometheus.Observer).Observe(took.Seconds())
 }
 
 // RequestTook records one request from its arrival to its result.

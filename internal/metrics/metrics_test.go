@@ -41,7 +41,8 @@ func filled() *metrics.Metrics {
 		ClusterVersion: func() string { return "3.7" }, HasLeader: no, IsLeader: no, IsLearner: no, Committed: u64, Applied: u64, AuthRevision: u64, Pending: zero, QuotaBytes: z64, LeasesRenewed: z64, LeasesExpired: z64,
 		Revision: z64, CompactRevision: z64, Keys: z64, DBBytes: z64, DBInUseBytes: z64, OpenReads: zero,
 		WatchStreams: zero, Watchers: zero, SlowWatchers: zero, PendingEvents: zero,
-		Own: []metrics.Own{{Name: "own", Help: "Own.", Value: func() float64 { return 1 }}},
+		Alarms: func() []metrics.AlarmOf { return []metrics.AlarmOf{{MemberID: 0xabc, Type: "NOSPACE"}} },
+		Own:    []metrics.Own{{Name: "own", Help: "Own.", Value: func() float64 { return 1 }}},
 	})
 	m.ClientRequest("unary", "3.7")
 	m.HealthResult("readyz", "non_learner", true)
@@ -127,7 +128,7 @@ func TestClientVersionsAreBounded(t *testing.T) {
 func TestHandler(t *testing.T) {
 	w := httptest.NewRecorder()
 	filled().Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	for _, want := range []string{`etcd_server_id{server_id="abc"} 1`, "trivet_own 1", "go_goroutines", "process_open_fds", "os_fd_limit",
+	for _, want := range []string{`etcd_server_id{server_id="abc"} 1`, "trivet_own 1", `etcd_debugging_server_alarms{alarm_type="NOSPACE",server_id="abc"} 1`, "go_goroutines", "process_open_fds", "os_fd_limit",
 		`grpc_server_handled_total{grpc_code="Unavailable",grpc_method="m",grpc_service="s",grpc_type="unary"} 0`} {
 		if !strings.Contains(w.Body.String(), want) {
 			t.Errorf("/metrics lacks %s", want)

@@ -32,8 +32,17 @@ type Sources struct {
 	SlowWatchers              func() int // watchers behind the ring of recent events
 	PendingEvents             func() int
 
+	// Alarms are those that are raised, as (member, type) pairs.
+	Alarms func() []AlarmOf
+
 	// Own holds values without a name of etcd's: name under trivet_ → value.
 	Own []Own
+}
+
+// AlarmOf names one alarm that is raised.
+type AlarmOf struct {
+	MemberID uint64
+	Type     string
 }
 
 // Own is one metric of ours.
@@ -74,6 +83,12 @@ func (m *Metrics) Join(s Sources) {
 		m.registry.MustRegister(peersCollector{
 			desc: prometheus.NewDesc("etcd_network_known_peers", "The members of the cluster.", []string{"Local", "Remote"}, nil),
 			id:   id, peers: s.Peers,
+		})
+	}
+	if s.Alarms != nil {
+		m.registry.MustRegister(alarmsCollector{
+			desc:   prometheus.NewDesc("etcd_debugging_server_alarms", "The alarms that are raised.", []string{"server_id", "alarm_type"}, nil),
+			alarms: s.Alarms,
 		})
 	}
 	if s.ClusterVersion != nil {
@@ -131,6 +146,19 @@ func (c peersCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 func (c peersCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, p := range c.peers() {
 		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, c.id, fmt.Sprintf("%x", p))
+	}
+}
+
+type alarmsCollector struct {
+	desc   *prometheus.Desc
+	alarms func() []AlarmOf
+}
+
+func (c alarmsCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+func (c alarmsCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, a := range c.alarms() {
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, fmt.Sprintf("%x", a.MemberID), a.Type)
 	}
 }
 

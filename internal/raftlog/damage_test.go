@@ -214,6 +214,33 @@ func TestMissingOrShortFiles(t *testing.T) {
 		damage.File != "log/"+names[1] {
 		t.Errorf("a missing segment gives %v", err)
 	}
+	// The newest one, which no other segment names.
+	last := names[len(names)-1]
+	lost := cloneWith(t, fs, "", nil)
+	if err := lost.Remove("log/" + last); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := lost.List("log")
+	if _, err := Open(Options{FS: lost, Dir: "log", SegmentBytes: minSegmentBytes}); !errors.As(err, &damage) || damage.File != "log/"+last {
+		t.Errorf("without its newest segment the log gives %v", err)
+	}
+	if after, _ := lost.List("log"); len(after) != len(before) {
+		t.Errorf("refusing a log changed it: %q, then %q", before, after)
+	}
+	if err := Read(lost, "log", func(Record) error { return nil }); !errors.As(err, &damage) || damage.File != "log/"+last {
+		t.Errorf("reading a log without its newest segment gives %v", err)
+	}
+	// A log of before the note was made opens, and has one afterwards.
+	old := cloneWith(t, fs, "", nil)
+	if err := old.Remove("log/" + newestName); err != nil {
+		t.Fatal(err)
+	}
+	if err := mustOpen(t, Options{FS: old, Dir: "log", SegmentBytes: minSegmentBytes}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if noted, err := newestNoted(old, "log"); err != nil || segmentName(noted, liveSuffix) < last {
+		t.Errorf("an old log's newest segment is noted as %d, %v", noted, err)
+	}
 	for _, name := range names {
 		b := readFile(t, fs, "log/"+name)
 		for _, size := range []int{0, 10, 200, 4096, len(b) - 1} {
@@ -244,7 +271,7 @@ func TestMissingOrShortFiles(t *testing.T) {
 	}
 	_ = l.Close()
 	left, _ := odd.List("log")
-	if len(left) != len(names)+2 {
+	if len(left) != len(names)+3 { // README, 1.log and newest
 		t.Errorf("left: %q", left)
 	}
 }

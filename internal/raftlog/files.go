@@ -21,7 +21,7 @@ type freeFile struct {
 }
 
 // beginSegment turns f into the live segment that h describes (salt and size are set here). Its header is durable before
-// the file gets its name, and the name is durable before anything is written behind the header. So a live segment always
+// the file gets its name, and the name and the note of it (newest.go) are durable before anything is written behind the header. So a live segment always
 // has a good header, and records of it are in no file that has another name.
 func (l *Log) beginSegment(f freeFile, h segmentHeader) (*segment, error) {
 	var salt [8]byte
@@ -41,7 +41,10 @@ func (l *Log) beginSegment(f freeFile, h segmentHeader) (*segment, error) {
 	if err := l.fs.Rename(f.path, s.path); err != nil {
 		return nil, fmt.Errorf("name raft log segment: %w", err)
 	}
-	return s, syncDir(l.fs, l.dir)
+	if err := syncDir(l.fs, l.dir); err != nil {
+		return nil, err
+	}
+	return s, l.noteNewest(h.seal.seq)
 }
 
 // takeFree gives a file for the next segment: a recycled one, or the filler's.

@@ -52,6 +52,9 @@ func Read(fs vfs.FS, dir string, visit func(Record) error) error {
 			return fmt.Errorf("read raft log in %s: %w", dir, err)
 		}
 	}
+	if _, err := missingNewest(fs, dir, files.live); err != nil {
+		return fmt.Errorf("read raft log in %s: %w", dir, err)
+	}
 	return nil
 }
 

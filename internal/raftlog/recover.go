@@ -80,11 +80,20 @@ func (l *Log) recover() (err error) {
 	if err := r.finish(); err != nil {
 		return err
 	}
+	noted, err := missingNewest(l.fs, l.dir, files.live)
+	if err != nil {
+		return err
+	}
 	if err := l.tidy(files); err != nil {
 		return err
 	}
 	if len(files.live) == 0 {
 		return l.firstSegment()
+	}
+	if newest := r.last().seq(); newest != noted {
+		if err := l.noteNewest(newest); err != nil {
+			return err
+		}
 	}
 	return l.repairTail(&r)
 }

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/rpc"
 	"github.com/trivet-kv/trivet/internal/token"
 )
@@ -124,8 +125,8 @@ func TestFromKeyWatchNeedsAll(t *testing.T) {
 func TestAlarmsDropNoAuth(t *testing.T) {
 	g := guard(t, rpc.Options{})
 	tok := g.setUp(t, "alice a both")
-	for _, kind := range []rpc.AlarmType{rpc.AlarmNoSpace, rpc.AlarmCorrupt} {
-		g.SetAlarms(rpc.Alarm{MemberID: 1, Type: kind})
+	for _, kind := range []kv.AlarmType{kv.AlarmNoSpace, kv.AlarmCorrupt} {
+		g.SetAlarms(kv.Alarm{MemberID: 1, Type: kind})
 		kvc := pb.NewKVClient(g.conn)
 		for name, ctx := range map[string]context.Context{denied: as(t, tok["alice"]), empty: within(t)} {
 			_, err := kvc.DeleteRange(ctx, &pb.DeleteRangeRequest{Key: []byte("b")})

@@ -58,7 +58,7 @@ type Backend interface {
 	Status() Status
 
 	// Alarms lists the alarms that are raised, in the cluster's state as this member has applied it.
-	Alarms() []Alarm
+	Alarms() []kv.Alarm
 
 	// LeaseRenew gives the lease its whole time again and returns it in seconds. Any member takes it; one that does not
 	// lead asks the leader. kv.ErrLeaseNotFound if the lease is gone.
@@ -119,19 +119,4 @@ type Status struct {
 type Downgrade struct {
 	Enabled bool
 	Target  string
-}
-
-// AlarmType is the kind of an Alarm. The numbers are those of etcd's AlarmType.
-type AlarmType int32
-
-// The alarms.
-const (
-	AlarmNoSpace AlarmType = 1
-	AlarmCorrupt AlarmType = 2
-)
-
-// Alarm is one raised alarm.
-type Alarm struct {
-	MemberID uint64
-	Type     AlarmType
 }

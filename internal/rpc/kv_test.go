@@ -11,7 +11,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -231,17 +230,8 @@ func TestLearner(t *testing.T) {
 	}
 }
 
-func TestCallsThatComeLater(t *testing.T) {
+func TestUnknownCalls(t *testing.T) {
 	conn := serve(t, rpc.Options{}, watch.Options{}).dial(t)
-	later := func(name string, err error) {
-		t.Helper()
-		want := "trivet: " + name + " is not implemented yet (see docs/compat.md)"
-		if st := status.Convert(err); st.Code() != codes.Unimplemented || st.Message() != want {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	_, err := pb.NewMaintenanceClient(conn).Alarm(within(t), &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE})
-	later("Maintenance.Alarm ACTIVATE", err)
 	for path, want := range map[string]string{
 		"/no.Such/Call": "unknown service no.Such", "/etcdserverpb.KV/Such": "unknown method Such for service etcdserverpb.KV",
 	} {

@@ -2,11 +2,19 @@ package rpc
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/api/v3/version"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/kv"
 )
 
 // Status answers Maintenance.Status.
@@ -30,29 +38,39 @@ func (s *Services) Status(_ context.Context, _ *pb.StatusRequest) (*pb.StatusRes
 	if st.Leader == 0 {
 		out.Errors = append(out.Errors, "etcdserver: no leader")
 	}
-	for _, a := range s.alarms() {
-		out.Errors = append(out.Errors, a.String())
+	for _, a := range s.b.Alarms() {
+		out.Errors = append(out.Errors, alarmText(a))
 	}
 	return out, nil
 }
 
-func (s *Services) alarms() []*pb.AlarmMember {
-	raised := s.b.Alarms()
-	out := make([]*pb.AlarmMember, len(raised))
-	for i, a := range raised {
-		out[i] = &pb.AlarmMember{MemberID: a.MemberID, Alarm: pb.AlarmType(a.Type)}
+// alarmText is the alarm in the text form of protobuf, without the second space that Go's printer puts in at whim.
+func alarmText(a kv.Alarm) string {
+	var fields []string
+	if a.MemberID != 0 {
+		fields = append(fields, fmt.Sprintf("memberID:%d", a.MemberID))
+	}
+	return strings.Join(append(fields, "alarm:"+a.Type.String()), " ")
+}
+
+func (s *Services) alarms() []*pb.AlarmMember { return alarmsPB(s.b.Alarms()) }
+
+func alarmsPB(alarms []kv.Alarm) []*pb.AlarmMember {
+	var out []*pb.AlarmMember
+	for _, a := range alarms {
+		out = append(out, &pb.AlarmMember{MemberID: a.MemberID, Alarm: pb.AlarmType(a.Type)})
 	}
 	return out
 }
 
-// Alarm answers Maintenance.Alarm: the list of alarms, of one kind or all. As in etcd, whose list goes through the log, it
-// is never a stale one. Nothing raises or clears an alarm by hand yet.
+// Alarm answers Maintenance.Alarm: it raises or clears an alarm of any member, whether there is such a member or not, or
+// lists the alarms of one kind or all; as in etcd, whose list goes through the log, never a stale one.
 func (s *Services) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
 	if err := s.pass(ctx, alarmGate(r)); err != nil {
 		return nil, err
 	}
 	if r.Action != pb.AlarmRequest_GET {
-		return nil, unimplemented("Maintenance.Alarm " + r.Action.String())
+		return s.changeAlarm(ctx, r)
 	}
 	begin := time.Now()
 	err := s.b.ReadBarrier(ctx)
@@ -67,6 +85,19 @@ func (s *Services) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResp
 		}
 	}
 	return out, nil
+}
+
+func (s *Services) changeAlarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	if r.Action != pb.AlarmRequest_ACTIVATE && r.Action != pb.AlarmRequest_DEACTIVATE {
+		return nil, status.Errorf(codes.InvalidArgument, "trivet: alarm action %d is none of GET, ACTIVATE, DEACTIVATE", r.Action)
+	}
+	res, err := s.propose(ctx, "Alarm", &command.Command{Alarm: &command.Alarm{
+		Alarm: kv.Alarm{Type: kv.AlarmType(r.Alarm), MemberID: r.MemberID}, Raise: r.Action == pb.AlarmRequest_ACTIVATE,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.AlarmResponse{Header: headerPB(s.b.Header(), res.Revision), Alarms: alarmsPB(res.Alarms)}, nil
 }
 
 // Defragment answers Maintenance.Defragment. There is nothing to defragment; as in etcd the answer has no header.

@@ -47,6 +47,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 		grpc.ForceServerCodecV2(Codec{Metrics: s.m}),
 		grpc.MaxRecvMsgSize(s.o.MaxRequestBytes + grpcOverheadBytes),
 		grpc.MaxSendMsgSize(math.MaxInt32),
+		grpc.Creds(doorCredentials{}),
 		grpc.MaxConcurrentStreams(o.MaxConcurrentStreams),
 		grpc.NumStreamWorkers(streamWorkers),
 		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error { return unknown(known, stream) }),
@@ -107,7 +108,7 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 			f = missing(desc.ServiceName, m.MethodName)
 		}
 		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
-		h := s.unaryHandler(call, gateOf(desc.ServiceName, m.MethodName), f)
+		h := s.unaryHandler("/"+desc.ServiceName+"/"+m.MethodName, call, gateOf(desc.ServiceName, m.MethodName), f)
 		out.Methods = append(out.Methods, grpc.MethodDesc{MethodName: m.MethodName, Handler: h})
 	}
 	for _, m := range desc.Streams {
@@ -189,31 +190,31 @@ func Register(gs grpc.ServiceRegistrar, s *Services) {
 	}, map[string]streamMethod{"Observe": s.serveObserve})
 }
 
-// unaryMethod decodes a request, says whether a learner takes it, and answers it.
-type unaryMethod func(ctx context.Context, admit func() error, decode func(any) error) (any, error)
+// unaryMethod decodes a request and answers it. It returns the request too, or nil.
+type unaryMethod func(ctx context.Context, admit func() error, decode func(any) error) (request, answer any, err error)
 
 func unary[Req, Resp any](f func(context.Context, *Req) (*Resp, error)) unaryMethod {
-	return func(ctx context.Context, admit func() error, decode func(any) error) (any, error) {
+	return func(ctx context.Context, admit func() error, decode func(any) error) (any, any, error) {
 		r := new(Req)
 		if err := decode(r); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if err := admit(); err != nil {
-			return nil, err
+			return r, nil, err
 		}
 		out, err := f(ctx, r)
 		if err != nil {
-			return nil, err // not out, which would be a typed nil
+			return r, nil, err // not out, which would be a typed nil
 		}
-		return out, nil
+		return r, out, nil
 	}
 }
 
-func (s *Services) unaryHandler(call *metrics.Call, g gate, f unaryMethod) grpc.MethodHandler {
+func (s *Services) unaryHandler(method string, call *metrics.Call, g gate, f unaryMethod) grpc.MethodHandler {
 	return func(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		begin := time.Now()
 		call.Started.Inc()
-		out, err := f(ctx, func() error {
+		req, out, err := f(ctx, func() error {
 			call.Received.Inc()
 			call.Sent.Inc() // as etcd counts: an error is an answer too
 			if err := s.Admit(Unary, callerOf(ctx)); err != nil {
@@ -221,7 +222,11 @@ func (s *Services) unaryHandler(call *metrics.Call, g gate, f unaryMethod) grpc.
 			}
 			return s.pass(ctx, g)
 		}, decode)
-		call.Handled(status.Code(err), time.Since(begin))
+		took := time.Since(begin)
+		call.Handled(status.Code(err), took)
+		if took > s.o.WarnSlow || s.debug {
+			s.logCall(ctx, method, begin, took, req, out)
+		}
 		return out, err
 	}
 }
@@ -343,11 +348,11 @@ func (w watchStream) Send(a *Answer) error {
 
 func missing(service, method string) unaryMethod {
 	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
-	return func(_ context.Context, admit func() error, _ func(any) error) (any, error) {
+	return func(_ context.Context, admit func() error, _ func(any) error) (any, any, error) {
 		if err := admit(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return nil, unimplemented(name)
+		return nil, nil, unimplemented(name)
 	}
 }
 

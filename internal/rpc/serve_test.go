@@ -31,7 +31,10 @@ func serve(t testing.TB, o rpc.Options, w watch.Options) *served {
 	t.Helper()
 	b := rpctest.New(t, w)
 	m := metrics.New(metrics.Identity{Version: "3.7.3", Product: "test"})
-	o.Backend, o.Metrics, o.Logger = b, m, slog.New(slog.DiscardHandler)
+	o.Backend, o.Metrics = b, m
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	s := rpc.New(o)
 	gs := rpc.NewServer(s, rpc.ServerOptions{})
 	l := bufconn.Listen(1 << 20)

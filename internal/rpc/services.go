@@ -34,6 +34,8 @@ type Options struct {
 	ElectionTimeout time.Duration
 	// RangeBudgetBytes bounds the memory of all large range answers that are not yet on the wire.
 	RangeBudgetBytes int64
+	// WarnSlow: a unary call that takes longer is logged (--warning-unary-request-duration). 0: 300 ms.
+	WarnSlow time.Duration
 }
 
 // grpcOverheadBytes is what etcd lets a message on the wire be longer than the request in it.
@@ -58,6 +60,9 @@ func (o *Options) defaults() {
 	if o.ElectionTimeout == 0 {
 		o.ElectionTimeout = time.Second
 	}
+	if o.WarnSlow == 0 {
+		o.WarnSlow = 300 * time.Millisecond
+	}
 	if o.RangeBudgetBytes == 0 {
 		o.RangeBudgetBytes = 256 << 20
 	}
@@ -68,6 +73,7 @@ type Services struct {
 	o      Options
 	b      Backend
 	log    *slog.Logger
+	debug  bool // every unary call is logged
 	m      *metrics.Metrics
 	pool   mem.BufferPool
 	budget *budget
@@ -93,7 +99,7 @@ type openStream struct {
 func New(o Options) *Services {
 	o.defaults()
 	s := &Services{
-		o: o, b: o.Backend, log: o.Logger, m: o.Metrics,
+		o: o, b: o.Backend, log: o.Logger, debug: o.Logger.Enabled(context.Background(), slog.LevelDebug), m: o.Metrics,
 		pool: mem.DefaultBufferPool(), budget: newBudget(o.RangeBudgetBytes),
 		leases: newLeaseIDs(o.Backend.Header().MemberID, time.Now()),
 		stop:   make(chan struct{}), streams: make(map[*openStream]struct{}), guards: make(map[*guard]struct{}),

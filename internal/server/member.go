@@ -87,8 +87,8 @@ func (m *Member) Status() rpc.Status {
 	}
 }
 
-// Alarms lists the alarms that are raised. Nothing raises one yet.
-func (m *Member) Alarms() []rpc.Alarm { return nil }
+// Alarms lists the alarms that are raised, by type and member.
+func (m *Member) Alarms() []kv.Alarm { return m.machine.state.Load().Alarms.All() }
 
 // MoveLeader hands leadership over to another voter.
 func (m *Member) MoveLeader(ctx context.Context, to uint64) error {

@@ -49,11 +49,22 @@ func (t *Transport) accept(l net.Listener) {
 // serveConn shakes hands and reads a connection to its end.
 func (t *Transport) serveConn(conn net.Conn) {
 	defer t.release(conn)
+	raw := conn
+	conn, err := t.open(conn)
+	if err != nil {
+		// The Opener has told the log.
+		if conn != nil {
+			_ = conn.SetDeadline(time.Now().Add(t.c.HandshakeTimeout))
+			_, _ = conn.Write(encodeVerdict(verdictRefused, printable(err.Error())))
+		}
+		<-t.handshakes
+		return
+	}
 	h, err := t.c.welcome(conn, t.verdictOn)
 	<-t.handshakes
 	if err != nil {
 		if !errors.Is(err, io.EOF) && t.ctx.Err() == nil {
-			t.c.Logger.Warn("a connection to the peer port came to nothing", "remote", conn.RemoteAddr(), "err", err)
+			t.complain(raw.RemoteAddr(), err)
 		}
 		return
 	}
@@ -76,6 +87,32 @@ func (t *Transport) serveConn(conn net.Conn) {
 		t.c.Logger.Warn("gave up a peer's connection", "peer", hex(h.from), "err", err)
 	}
 	in.serving.Wait()
+}
+
+// complainEvery is how often the log hears of the same trouble with connections that came to nothing.
+const complainEvery = time.Minute
+
+// complain logs why a connection came to nothing: whoever tries again and again says nothing new.
+func (t *Transport) complain(remote net.Addr, err error) {
+	host, _, splitErr := net.SplitHostPort(remote.String())
+	if splitErr != nil {
+		host = remote.String()
+	}
+	key := host + " " + err.Error()
+	t.mu.Lock()
+	now := time.Now()
+	if len(t.complaints) > 256 {
+		clear(t.complaints)
+	}
+	last, again := t.complaints[key]
+	due := !again || now.Sub(last) >= complainEvery
+	if due {
+		t.complaints[key] = now
+	}
+	t.mu.Unlock()
+	if due {
+		t.c.Logger.Warn("a connection to the peer port came to nothing", "remote", remote, "err", err)
+	}
 }
 
 // enter makes conn the one inbound stream of its kind; an older one belongs to an earlier life of the peer and is closed.

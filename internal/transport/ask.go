@@ -19,9 +19,15 @@ func Ask(ctx context.Context, dial func(ctx context.Context, addr string) (net.C
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	raw := conn
+	defer raw.Close()
+	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	if o, ok := conn.(Opener); ok {
+		if conn, err = o.Open(ctx); err != nil {
+			return nil, askError(ctx, err)
+		}
+	}
 	if _, err := c.greet(conn, 0, streamAsk, nil); err != nil {
 		return nil, askError(ctx, err)
 	}

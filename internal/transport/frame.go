@@ -54,6 +54,11 @@ func (b *buffer) writeTo(w net.Conn) error {
 		_, err := w.Write(b.arena)
 		return err
 	}
+	switch w.(type) {
+	case *net.TCPConn, *net.UnixConn:
+	default:
+		return b.join(w)
+	}
 	bufs := make(net.Buffers, 0, 2*len(b.holes)+1)
 	b.each(0, func(p []byte) {
 		if len(p) > 0 {
@@ -61,6 +66,41 @@ func (b *buffer) writeTo(w net.Conn) error {
 		}
 	})
 	_, err := bufs.WriteTo(w)
+	return err
+}
+
+// joinBytes is about what join writes at once.
+const joinBytes = 64 << 10
+
+// join writes to a connection that takes one piece at a time, such as TLS, which would make a record and a system call of
+// each. Small pieces are copied together.
+func (b *buffer) join(w io.Writer) (err error) {
+	var out []byte
+	flush := func() {
+		if err == nil && len(out) > 0 {
+			_, err = w.Write(out)
+		}
+		out = out[:0]
+	}
+	b.each(0, func(p []byte) {
+		switch {
+		case err != nil:
+		case len(p) >= joinBytes/2:
+			flush()
+			if err == nil {
+				_, err = w.Write(p)
+			}
+		default:
+			if out == nil {
+				out = make([]byte, 0, joinBytes)
+			}
+			if len(out)+len(p) > joinBytes {
+				flush()
+			}
+			out = append(out, p...)
+		}
+	})
+	flush()
 	return err
 }
 

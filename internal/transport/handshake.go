@@ -70,11 +70,17 @@ func (h hello) encode() []byte {
 // errStranger means that whoever dialled does not speak this protocol at all.
 var errStranger = errors.New("not a Trivet peer")
 
+// beginsTLS tells a TLS record that holds a handshake.
+func beginsTLS(head []byte) bool { return len(head) > 1 && head[0] == 0x16 && head[1] == 3 }
+
 // readHello reads the dialler's hello. An error of protocol version comes back as a text for the dialler.
 func readHello(r io.Reader) (h hello, refusal string, err error) {
 	head := make([]byte, len(magic)+3)
 	if _, err := io.ReadFull(r, head[:len(magic)]); err != nil {
 		return hello{}, "", err
+	}
+	if beginsTLS(head) {
+		return hello{}, "", fmt.Errorf("%w: it began with TLS, and this port is without; give all members peer URLs with the same scheme", errStranger)
 	}
 	if string(head[:len(magic)]) != magic {
 		return hello{}, "", fmt.Errorf("%w: it began with %q", errStranger, head[:len(magic)])

@@ -247,12 +247,29 @@ func (t *Transport) dial(ctx context.Context, addr string, to uint64, kind byte)
 	// A handshake does not outlive its peer's removal.
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	version, err := t.c.greet(conn, to, kind, t.ownAddrs())
+	open, err := t.open(conn)
 	if err != nil {
 		t.release(conn)
 		return nil, "", err
 	}
-	return conn, version, nil
+	t.exchange(conn, open)
+	version, err := t.c.greet(open, to, kind, t.ownAddrs())
+	if err != nil {
+		t.release(open)
+		return nil, "", err
+	}
+	return open, version, nil
+}
+
+// open does the handshake of an Opener.
+func (t *Transport) open(conn net.Conn) (net.Conn, error) {
+	o, ok := conn.(Opener)
+	if !ok {
+		return conn, nil
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, t.c.HandshakeTimeout)
+	defer cancel()
+	return o.Open(ctx)
 }
 
 // attend writes to an established connection until it breaks.

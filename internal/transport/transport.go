@@ -17,10 +17,10 @@ import (
 type Config struct {
 	ClusterID, ID uint64
 	Version       string                                                   // of the software, told to peers and shown in their logs
-	Peers         map[uint64][]string                                      // host:port of each other member; SetPeer changes them later
+	Peers         map[uint64][]string                                      // addresses of each other member, as Dial takes them; SetPeer changes them later
 	Addrs         []string                                                 // of this member, for peers that do not know it yet; may be empty
-	Listeners     []net.Listener                                           // plain or TLS; closed by Close
-	Dial          func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP
+	Listeners     []net.Listener                                           // closed by Close; their connections may be Openers
+	Dial          func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP to host:port; the connection may be an Opener
 
 	FS       vfs.FS // where checkpoints are read from and received to
 	Incoming string // directory for checkpoints being received; emptied by New
@@ -37,6 +37,13 @@ type Config struct {
 
 	Logger   *slog.Logger
 	Observer Observer
+}
+
+// Opener is a new connection with a handshake of its own, such as TLS, which comes first. Open does it, within ctx, and
+// returns what to go on with; Close of the Opener must end it too. If it returns an error and a connection, the error is
+// told to the other side over that.
+type Opener interface {
+	Open(ctx context.Context) (net.Conn, error)
 }
 
 // Observer is told what happens, for metrics. Every field may be nil; they must return at once.
@@ -153,6 +160,8 @@ type Transport struct {
 	inbound map[inboundKey]net.Conn // the newest of its kind; an older one is closed
 	loose   map[net.Conn]struct{}   // every other open connection
 
+	complaints map[string]time.Time // when the log last heard of a trouble with connections that came to nothing
+
 	guests   int    // peers that verdictOn let in
 	staging  bool   // a checkpoint is being received
 	stagings uint64 // received so far; makes their names unique
@@ -180,6 +189,7 @@ func New(c Config) (*Transport, error) {
 		addrs:      c.Addrs,
 		inbound:    map[inboundKey]net.Conn{},
 		loose:      map[net.Conn]struct{}{},
+		complaints: map[string]time.Time{},
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	for id, addrs := range c.Peers {
@@ -341,6 +351,14 @@ func (t *Transport) adopt(conn net.Conn) bool {
 	}
 	t.loose[conn] = struct{}{}
 	return true
+}
+
+// exchange keeps a connection under the form that it has after its own handshake.
+func (t *Transport) exchange(conn, open net.Conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.loose, conn)
+	t.loose[open] = struct{}{}
 }
 
 // release closes a connection and forgets it.

@@ -21,7 +21,7 @@ var (
 	ownID      = regexp.MustCompile(`"ID":"[0-9]{15,}"`)
 	memberName = regexp.MustCompile(`"name":"m[123]"`)
 	ownPort    = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
-	revision   = regexp.MustCompile(`"((?:create_|mod_|compact_|hash_)?revision)":"([0-9]+)"`)
+	revision   = regexp.MustCompile(`"((?:create_|mod_|compact_|hash_)?revision|rev)":"([0-9]+)"`)
 )
 
 // json leaves out of an answer what differs by right: besides the above the order of members, which is that of their ids,
@@ -113,6 +113,28 @@ var gatewayCalls = []gatewayCall{
 	post("/v3/kv/lease/timetolive", `{"ID":"8"}`),
 	post("/v3/lease/leases", `{}`),
 	post("/v3/kv/lease/leases", `{}`),
+	post("/v3/lock/lock", `{"name":"bA==","lease":"7"}`),
+	post("/v3/lock/lock", `{"name":"bA==","lease":7}`),
+	post("/v3beta/lock/lock", `{"name":"bA==","lease":"8"}`),
+	post("/v3/lock/lock", `{"name":7}`),
+	post("/v3/lock/lock", `{"name":"bA=="`),
+	{method: "GET", path: "/v3/lock/lock"},
+	post("/v3/lock/unlock", `{"key":"bC83"}`),
+	post("/v3/lock/unlock", `{"key":"bC83"}`),
+	post("/v3/lock/unlock", `{}`),
+	post("/v3/election/leader", `{"name":"ZQ=="}`),
+	post("/v3/election/campaign", `{"name":"ZQ==","value":"MQ==","lease":"7"}`),
+	post("/v3/election/campaign", `{"name":"ZQ==","value":"MQ==","lease":"8"}`),
+	post("/v3/election/campaign", `{"name":"ZQ==","value":"%"}`),
+	post("/v3/election/leader", `{"name":"ZQ=="}`),
+	{method: "POST", path: "/v3/election/observe", body: `{"name":"ZQ=="}`, lines: 1},
+	{method: "GET", path: "/v3/election/leader"},
+	post("/v3/election/proclaim", `{"value":"Mg=="}`),
+	post("/v3/election/proclaim", `{"leader":{},"value":"Mg=="}`),
+	post("/v3/election/proclaim", `{"leader":{"name":"ZQ==","key":"ZS83","rev":"1","lease":"7"},"value":"Mg=="}`),
+	post("/v3/election/resign", `{}`),
+	post("/v3/election/resign", `{"leader":{"name":"ZQ==","key":"ZS83","rev":"1","lease":"7"}}`),
+	post("/v3/election/nothing", `{}`),
 	post("/v3/lease/revoke", `{"ID":"7"}`),
 	post("/v3/lease/revoke", `{"ID":"7"}`),
 	post("/v3/kv/lease/revoke", `{"ID":"7"}`),
@@ -141,6 +163,14 @@ var gatewayCalls = []gatewayCall{
 	{method: "GET", path: "/"},
 	{method: "GET", path: "/version"},
 	{method: "GET", path: "/health"},
+	{method: "POST", path: "/health"},
+	{method: "OPTIONS", path: "/v3/kv/put"},
+	{method: "OPTIONS", path: "/nothing"},
+	{method: "GET", path: "/livez"},
+	{method: "GET", path: "/readyz?exclude=linearizable_read"},
+	{method: "GET", path: "/readyz/nothing"},
+	{method: "PUT", path: "/readyz"},
+	{method: "POST", path: "/version"},
 }
 
 // TestGateway makes calls over HTTP and wants status, content type and body equal, byte for byte.
@@ -190,7 +220,13 @@ func (t *target) http(c gatewayCall) (string, error) {
 		return "", err
 	}
 	defer r.Body.Close()
-	text := fmt.Sprintf("%d %s %s\n", r.StatusCode, r.Header.Get("Content-Type"), ownPort.ReplaceAllString(r.Header.Get("Location"), "127.0.0.1:1"))
+	headers := ""
+	for _, h := range []string{"Allow", "X-Content-Type-Options", "Grpc-Metadata-Content-Type", "Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Trailer"} {
+		if v := r.Header.Values(h); len(v) > 0 {
+			headers += fmt.Sprintf("%s=%q ", h, v)
+		}
+	}
+	text := fmt.Sprintf("%d %s %s %s\n", r.StatusCode, headers, r.Header.Get("Content-Type"), ownPort.ReplaceAllString(r.Header.Get("Location"), "127.0.0.1:1"))
 	if c.lines == 0 {
 		all, err := io.ReadAll(r.Body)
 		return text + t.json(string(all)), err

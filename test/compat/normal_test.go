@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -123,6 +124,9 @@ func (n *names) status(m *pb.StatusResponse, wrong func(string, ...any)) {
 	}
 	if m.DbSizeInUse > m.DbSize {
 		wrong("%d bytes in use of %d", m.DbSizeInUse, m.DbSize)
+	}
+	for i, e := range m.Errors { // protobuf's printer for Go puts a second space in at whim
+		m.Errors[i] = strings.ReplaceAll(e, "  ", " ")
 	}
 	m.Leader = min(m.Leader, 1)
 	m.RaftIndex, m.RaftAppliedIndex, m.RaftTerm = min(m.RaftIndex, 1), min(m.RaftAppliedIndex, 1), min(m.RaftTerm, 1)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -19,6 +20,7 @@ import (
 type cluster struct {
 	t       testing.TB
 	members []*member
+	tls     *tls.Config // of clients; nil: the cluster speaks plain http
 }
 
 // member is one member: its place on disk and on the network stays, its process comes and goes.
@@ -28,6 +30,7 @@ type member struct {
 	dir       string
 	clientURL string
 	peerURL   string
+	tls       *tls.Config
 	args      []string
 	p         *process // nil before the first start
 	starts    int
@@ -54,11 +57,20 @@ func loopback(port int) string { return fmt.Sprintf("http://127.0.0.1:%d", port)
 // newCluster prepares n members without starting them. Extra flags go to every member.
 func newCluster(t testing.TB, n int, flags ...string) *cluster {
 	t.Helper()
-	c := &cluster{t: t}
+	return newClusterOver(t, nil, n, flags...)
+}
+
+// newClusterOver is newCluster, over TLS if clients have a configuration for it.
+func newClusterOver(t testing.TB, clients *tls.Config, n int, flags ...string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, tls: clients}
 	dir := t.TempDir()
 	var initial []string
 	for i := range n {
-		m := &member{t: t, name: fmt.Sprintf("m%d", i+1), clientURL: loopback(freePort(t)), peerURL: loopback(freePort(t))}
+		m := &member{t: t, name: fmt.Sprintf("m%d", i+1), clientURL: loopback(freePort(t)), peerURL: loopback(freePort(t)), tls: clients}
+		if clients != nil {
+			m.clientURL, m.peerURL = strings.Replace(m.clientURL, "http", "https", 1), strings.Replace(m.peerURL, "http", "https", 1)
+		}
 		m.dir = filepath.Join(dir, m.name)
 		c.members = append(c.members, m)
 		initial = append(initial, m.name+"="+m.peerURL)
@@ -107,7 +119,8 @@ func (m *member) start() {
 func (m *member) ready(within time.Duration) {
 	m.t.Helper()
 	deadline := time.Now().Add(within)
-	client := http.Client{Timeout: 2 * time.Second}
+	transport := &http.Transport{TLSClientConfig: m.tls, DisableKeepAlives: true}
+	client := http.Client{Timeout: 2 * time.Second, Transport: transport}
 	last := "no answer"
 	for time.Now().Before(deadline) {
 		answer, err := client.Get(m.clientURL + "/readyz")
@@ -158,6 +171,7 @@ func (c *cluster) client(members ...*member) *clientv3.Client {
 		Endpoints:          c.endpoints(members...),
 		DialTimeout:        10 * time.Second,
 		MaxCallRecvMsgSize: 64 << 20,
+		TLS:                c.tls,
 		Logger:             zap.NewNop(),
 	})
 	if err != nil {
@@ -200,7 +214,7 @@ func (c *cluster) others(not ...*member) []*member {
 
 // status asks the member alone, with a short timeout.
 func (m *member) status() (*clientv3.StatusResponse, error) {
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.clientURL}, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.clientURL}, Logger: zap.NewNop(), TLS: m.tls})
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +249,7 @@ func (c *cluster) hashes() (revision int64, state string) {
 	var first answer
 	same := true
 	for i, m := range c.members {
-		client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.clientURL}, Logger: zap.NewNop()})
+		client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.clientURL}, Logger: zap.NewNop(), TLS: m.tls})
 		if err != nil {
 			return 0, err.Error()
 		}

@@ -36,7 +36,7 @@ type Backend struct {
 
 	LeaderID  atomic.Uint64 // 0: none
 	IsLearner atomic.Bool
-	alarms    atomic.Pointer[[]rpc.Alarm]
+	alarms    atomic.Pointer[[]kv.Alarm]
 	// Barrier and Refuse, if set, are what ReadBarrier and Propose answer.
 	Barrier, Refuse atomic.Pointer[error]
 	// OnToken, if set, is told of the tokens that the log makes.
@@ -230,15 +230,15 @@ func (b *Backend) Status() rpc.Status {
 	}
 }
 
-// SetAlarms says what Alarms answers.
-func (b *Backend) SetAlarms(a ...rpc.Alarm) { b.alarms.Store(&a) }
+// SetAlarms says what Alarms answers, instead of what the state holds.
+func (b *Backend) SetAlarms(a ...kv.Alarm) { b.alarms.Store(&a) }
 
-// Alarms is what SetAlarms was given.
-func (b *Backend) Alarms() []rpc.Alarm {
+// Alarms is what SetAlarms was given, and otherwise the state's.
+func (b *Backend) Alarms() []kv.Alarm {
 	if a := b.alarms.Load(); a != nil {
 		return *a
 	}
-	return nil
+	return b.state.Alarms.All()
 }
 
 // LeaseRenew answers the lease's whole time.
