@@ -19,11 +19,13 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
+	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/gateway"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/metrics"
 	"github.com/trivet-kv/trivet/internal/rpc"
 	"github.com/trivet-kv/trivet/internal/rpc/rpctest"
+	"github.com/trivet-kv/trivet/internal/token"
 	"github.com/trivet-kv/trivet/internal/watch"
 )
 
@@ -38,7 +40,13 @@ func start(t testing.TB, change func(*gateway.Options)) *member {
 	t.Helper()
 	b := rpctest.New(t, watch.Options{})
 	m := metrics.New(metrics.Identity{Version: "3.7.3", Product: "test"})
-	s := rpc.New(rpc.Options{Backend: b, Metrics: m, Logger: slog.New(slog.DiscardHandler)})
+	tokens, err := token.New(token.Options{Spec: "simple"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := func(m fsm.Token) { tokens.Made(m.Token, m.Who) }
+	b.OnToken.Store(&made)
+	s := rpc.New(rpc.Options{Backend: b, Metrics: m, Tokens: tokens, Passwords: token.NewPasswords(4), Logger: slog.New(slog.DiscardHandler)})
 	l := listen(t)
 	o := gateway.Options{
 		Services: s, Backend: b, Metrics: m, Logger: slog.New(slog.DiscardHandler), Clients: []gateway.Door{{Listener: l, Plain: true}},
@@ -294,7 +302,7 @@ func wait(t *testing.T, done func() bool) {
 }
 
 // An answer over 4 MiB arrives whole (E#14997).
-func TestLongAnswerOverJSON(t *testing.T) {
+func TestE14997LongAnswerOverJSON(t *testing.T) {
 	m := start(t, nil)
 	value := bytes.Repeat([]byte("x"), 1<<20)
 	c := dial(t, m.url)
