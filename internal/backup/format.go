@@ -1,12 +1,14 @@
-// Package backup carries the state of a member to and from etcd's files. It writes etcd's own snapshot file, a bbolt
-// database with etcd's buckets, from one moment of the engine's rows, beside the writers.
+// Package backup carries the state of a member to and from etcd's files: it writes etcd's own snapshot file from one moment
+// of the engine's rows, beside the writers, and makes data directories of snapshots (Restore) and of the data directory of
+// a stopped etcd (Migrate).
 //
-// It owns no rows: what they hold it learns from the packages that own them, and what etcd's buckets hold is in
-// format.go. Files of etcd are read by package bolt below it, which trusts none of their bytes, and written with bbolt.
-// It never changes a file that it reads, and it leaves nothing half made: a file that could not be finished is removed.
+// It owns no rows: what they hold it learns from the packages that own them; what etcd's buckets hold is in format.go. Files
+// of etcd are read by packages bolt and wal below it, which trust none of their bytes, and written with bbolt. It never
+// changes a file that it reads, and it leaves nothing half made: what could not be finished is removed.
 //
-// Invariants: a snapshot is of one moment, keys, leases, members, users and roles alike; it holds exactly the history that
-// etcd would keep of the same changes, so HashKV over it equals HashKV of its origin at every revision.
+// Invariants: a snapshot is of one moment, keys, leases, members, users and roles alike (TestExportIsOneMoment); it holds
+// exactly the history that etcd would keep of the same changes, so HashKV over it equals HashKV of its origin at every
+// revision (TestExport, TestImport); a data directory is whole or not there (TestDamagedSnapshot).
 package backup
 
 import (

@@ -48,7 +48,7 @@ func (t terminal) run(name string, args []string) error {
 	case "etcdctl":
 		return ctl(args)
 	case "etcdutl":
-		return etcdutl(args)
+		return t.etcdutl(args)
 	}
 	root := t.root()
 	root.SetArgs(args)
@@ -87,7 +87,7 @@ Every client and tool of etcd 3.7 works with it.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; %s --help lists the flags", err, cmd.CommandPath())
 	})
-	root.AddCommand(t.serverCommand(), t.devCommand(), ctlCommand(), t.inspectCommand(), t.gatewayCommand(), t.versionCommand())
+	root.AddCommand(t.serverCommand(), t.devCommand(), ctlCommand(), t.inspectCommand(), t.gatewayCommand(), t.utlCommand("utl"), t.versionCommand())
 	return root
 }
 
@@ -105,13 +105,4 @@ func (t terminal) etcd(args []string) error {
 		return fmt.Errorf("etcd %s is not supported yet; etcd gateway passes TCP connections on, and clients can be given all members' addresses", args[0])
 	}
 	return t.server(args)
-}
-
-// etcdutl is the program under etcdutl's name.
-func etcdutl(args []string) error {
-	what := "etcdutl"
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		what += " " + args[0]
-	}
-	return fmt.Errorf("%s is not supported yet; trivet inspect reads a stopped member's files", what)
 }

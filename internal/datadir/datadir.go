@@ -48,7 +48,7 @@ const (
 var (
 	ErrLocked = errors.New("the data directory is in use by another process")
 	ErrEtcd   = errors.New("the data directory holds the data of an etcd member; nothing in it was touched: " +
-		"give another --data-dir, and copy the data over from the running etcd (for example with etcdctl make-mirror)")
+		"give another --data-dir, made from this one by trivet utl migrate --data-dir THIS --output-dir OTHER once that etcd is stopped")
 	ErrLostIdentity = errors.New("the data directory holds a log but no member.json, so it cannot be told whose it is: " +
 		"put the file back from a copy, or move the directory away to let the member begin empty")
 )

@@ -32,19 +32,20 @@ rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memo
 gateway: certs kv metrics rpc           # HTTP in front of the same services
 certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
-backup: alarm auth backup/bolt engine kv lease member mvcc # carries state to and from etcd's files: reads the rows of everybody
+backup: alarm auth backup/bolt backup/wal command datadir engine fsm kv lease member mvcc # carries state to and from etcd's files: reads the rows of everybody
 backup/bolt:                            # reads bytes of etcd's files; knows no words
+backup/wal:                             # reads bytes of etcd's files; knows no words
 server: auth backup command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: alarm auth certs command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth backup certs command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
 
 // Who may import what from outside: a path (and everything below it), the packages that may, and why.
 const outside = `
-github.com/cockroachdb/pebble/v2/vfs: internal/engine internal/raftlog internal/datadir internal/transport internal/server internal/sim internal/cli internal/rpc/rpctest # the file system that tests can crash
+github.com/cockroachdb/pebble/v2/vfs: internal/engine internal/raftlog internal/datadir internal/transport internal/server internal/sim internal/cli internal/backup internal/rpc/rpctest # the file system that tests can crash
 github.com/cockroachdb/pebble/v2: internal/engine # so that the engine can be replaced
-go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport internal/server # server passes messages from one to the other; the rest of the house knows indexes, not raft
+go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport internal/server internal/backup/wal # server passes messages from one to the other; the rest of the house knows indexes, not raft
 go.etcd.io/bbolt: internal/backup # etcd's snapshot file
 go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the version that clients are told
 go.etcd.io/etcd/api/v3: internal/backup internal/rpc internal/gateway internal/sim examples bench # wire messages stay at the edge, and etcd's files are made of them
