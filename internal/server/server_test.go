@@ -39,7 +39,7 @@ func (c *cluster) options(i int) Options {
 	c.starts++
 	o := Options{
 		FS: c.disks[i], DataDir: "data", Name: fmt.Sprintf("m%d", i), Token: "test", Origin: c.starts,
-		LogSegmentBytes: 64 << 10, MemTableBytes: 64 << 10, ClientURLs: []string{fmt.Sprintf("http://client%d", i)},
+		LogSegmentBytes: 64 << 10, MemTableBytes: 64 << 10, ClientURLs: []string{fmt.Sprintf("http://client%d", i)}, MaxLearners: 1,
 		Transport: func(tc TransportConfig) (Transport, error) {
 			return c.network.Join(transport.EndpointConfig{ID: tc.MemberID, FS: tc.FS, Incoming: tc.Incoming})
 		},

@@ -1,0 +1,243 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/member"
+	"github.com/trivet-kv/trivet/internal/replica"
+)
+
+// joining are the options of a member beside the founders, which the first of them takes as a learner.
+func (c *cluster) joining(i int) Options {
+	for len(c.disks) <= i {
+		c.disks = append(c.disks, vfs.NewMem())
+	}
+	o := c.options(i)
+	o.Founders, o.PeerURLs = nil, []string{fmt.Sprintf("http://peer%d", i)}
+	o.Join = func(ctx context.Context) (Joined, error) {
+		id, err := c.members[0].AddMember(ctx, o.PeerURLs, true)
+		j := c.members[0].joined()
+		j.MemberID = id
+		return j, err
+	}
+	return o
+}
+
+func (c *cluster) run(o Options) *Member {
+	c.t.Helper()
+	m, err := Start(o)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return m
+}
+
+// until waits in the bubble's time.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 6000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal(what)
+}
+
+// caughtUp waits until the member has applied a write made through other.
+func caughtUp(t *testing.T, m, other *Member) {
+	t.Helper()
+	key := fmt.Sprintf("mark%d", put(t, other, "mark", "").Revision)
+	at := put(t, other, key, "").Revision
+	until(t, "a member does not catch up", func() bool { return m.Store().Revision() >= at })
+}
+
+// knows holds what the member and its raft know of one member against what is meant.
+func knows(t *testing.T, m *Member, want member.Member) {
+	t.Helper()
+	s := m.machine.state.Load()
+	got, ok := s.Members.Get(want.ID)
+	if !ok || got.Learner != want.Learner || !slices.Equal(got.PeerURLs, want.PeerURLs) {
+		t.Errorf("%s knows %+v (%t), want %+v", m.options.Name, got, ok, want)
+	}
+	voters, learners, err := replica.DecodeConfState(s.ConfState)
+	if err != nil || slices.Contains(voters, want.ID) == want.Learner || slices.Contains(learners, want.ID) != want.Learner {
+		t.Errorf("raft of %s has the voters %x and learners %x (%v), want %+v", m.options.Name, voters, learners, err, want)
+	}
+}
+
+// promote promotes as soon as the leader finds the learner ready.
+func promote(t *testing.T, m *Member, id uint64) {
+	t.Helper()
+	var err error
+	for range 600 {
+		if err = m.PromoteMember(t.Context(), id); err == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Fatal(err)
+}
+
+// A learner that was given a vote has it after every restart, be it that the promotion is read from the state (a stop) or
+// applied again from the log (a kill) (E#19557).
+func TestPromotionOutlivesRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		first := c.start(0)
+		second := c.run(c.joining(1))
+		id, urls := second.identity.MemberID, []string{"http://peer1"}
+		caughtUp(t, second, first)
+		knows(t, first, member.Member{ID: id, PeerURLs: urls, Learner: true})
+		knows(t, second, member.Member{ID: id, PeerURLs: urls, Learner: true})
+		promote(t, first, id)
+		for _, end := range []func(m *Member){
+			(*Member).Kill,
+			func(m *Member) {
+				if err := m.Stop(t.Context()); err != nil {
+					t.Error(err)
+				}
+			},
+			(*Member).Kill,
+		} {
+			caughtUp(t, second, first)
+			end(second)
+			end(first)
+			first, second = c.start(0), c.run(c.joining(1))
+			caughtUp(t, second, first) // takes both: two have votes
+			for _, m := range []*Member{first, second} {
+				knows(t, m, member.Member{ID: id, PeerURLs: urls})
+			}
+		}
+		second.Kill()
+		first.Kill()
+	})
+}
+
+// Other peer URLs leave a learner a learner and a voter a voter, also over restarts (E#21736).
+func TestUpdateKeepsTheVote(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		first := c.start(0)
+		second := c.run(c.joining(1))
+		want := member.Member{ID: second.identity.MemberID, Learner: true}
+		for i, learner := range []bool{true, false} {
+			if want.Learner = learner; !learner {
+				caughtUp(t, second, first)
+				promote(t, first, want.ID)
+			}
+			want.PeerURLs = []string{fmt.Sprintf("http://moved%d", i)}
+			if err := first.UpdateMember(t.Context(), want.ID, want.PeerURLs); err != nil {
+				t.Fatal(err)
+			}
+			caughtUp(t, second, first)
+			knows(t, first, want)
+			knows(t, second, want)
+			second.Kill()
+			first.Kill()
+			first, second = c.start(0), c.run(c.joining(1))
+			caughtUp(t, second, first)
+			knows(t, first, want)
+			knows(t, second, want)
+		}
+		if err := first.UpdateMember(t.Context(), want.ID, []string{"http://peer0"}); !errors.Is(err, kv.ErrPeerURLExists) {
+			t.Errorf("peer URLs of another member: %v", err)
+		}
+		second.Kill()
+		first.Kill()
+	})
+}
+
+// With one member of three down, a strict cluster takes no other one, which could cost it its majority, and goes on
+// (E#21667); with all of them up it does.
+func TestAddWithOneDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.change = func(o *Options) { o.StrictReconfig = true }
+		for i := range 3 {
+			c.start(i)
+		}
+		m := c.members[0]
+		until(t, "the members do not say who they are", func() bool { _, started := m.voters(0); return started == 3 })
+		c.members[2].Kill()
+		until(t, "a killed member counts as one that runs", func() bool { return m.active(m.machine.state.Load().Members.All()) == 2 })
+		for _, learner := range []bool{false, true} {
+			if _, err := m.AddMember(t.Context(), []string{"http://new"}, learner); !errors.Is(err, kv.ErrUnhealthy) {
+				t.Fatalf("added (learner %t) with a member down: %v", learner, err)
+			}
+		}
+		put(t, m, "k", "v")
+		if n := len(m.Members()); n != 3 {
+			t.Fatalf("%d members after refusals", n)
+		}
+		c.start(2)
+		until(t, "a member that came back does not count", func() bool { return m.active(m.machine.state.Load().Members.All()) == 3 })
+		id, err := m.AddMember(t.Context(), []string{"http://new"}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(t, m, "k", "w")
+		knows(t, m, member.Member{ID: id, PeerURLs: []string{"http://new"}})
+		for i := range 3 {
+			c.stop(i)
+		}
+	})
+}
+
+// A new cluster can be made of a voter that has learners, and of a learner; it has a vote, and all data (E#20896).
+func TestForceNewClusterWithLearners(t *testing.T) {
+	for _, of := range []string{"voter", "learner"} {
+		t.Run(of, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 1)
+				defer c.network.Close()
+				first := c.start(0)
+				second := c.run(c.joining(1))
+				put(t, first, "k", of)
+				caughtUp(t, second, first)
+				ids := []uint64{first.identity.MemberID, second.identity.MemberID}
+				second.Kill()
+				first.Kill()
+				restart := func(force bool) *Member {
+					o := c.options(0)
+					if of == "learner" {
+						o = c.joining(1)
+					}
+					o.ForceNewCluster = force
+					return c.run(o)
+				}
+				if of == "learner" {
+					slices.Reverse(ids)
+				}
+				for _, force := range []bool{true, false} {
+					m := restart(force)
+					if got := get(t, m, "k"); got != of {
+						t.Errorf("k is %q", got)
+					}
+					put(t, m, "alone", "")
+					all := m.Members()
+					if len(all) != 1 || all[0].ID != ids[0] {
+						t.Fatalf("members: %+v", all)
+					}
+					knows(t, m, member.Member{ID: ids[0], PeerURLs: all[0].PeerURLs})
+					if !m.machine.state.Load().Members.Removed(ids[1]) {
+						t.Error("the other is not remembered as removed")
+					}
+					m.Kill()
+				}
+			})
+		})
+	}
+}
