@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
 // devReadyTimeout is how long command dev waits for its members before it gives up.
@@ -177,7 +179,7 @@ type row struct {
 	ClientURL string `json:"client_url"`
 	PeerURL   string `json:"peer_url"`
 	PID       int    `json:"pid,omitempty"` // 0: not running
-	Role      string `json:"role"`          // leader, follower, stopped, or not answering
+	Role      string `json:"role"`          // leader, follower, no leader, stopped, not answering; running: authentication is on, so it does not say more
 	DataDir   string `json:"data_dir"`
 	Log       string `json:"log"`
 }
@@ -198,6 +200,9 @@ func (d *devCluster) table() []row {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
 			s, err := m.client.Status(ctx, m.clientURL)
+			if errors.Is(err, rpctypes.ErrUserEmpty) {
+				rows[i].Role = "running"
+			}
 			if err != nil {
 				return
 			}

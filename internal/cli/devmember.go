@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -153,11 +155,15 @@ func memberEnvironment(environ []string) []string {
 	return env
 }
 
-// waitReady asks the member until it answers a linearizable read.
+// waitReady asks the member until it answers a linearizable read. While authentication is on it answers none without a
+// user, and its own check, which makes such a read too, is asked instead.
 func (m *devMember) waitReady(ctx context.Context, since time.Time) devReady {
 	for {
 		try, cancel := context.WithTimeout(ctx, time.Second)
 		_, err := m.client.Get(try, "ready", clientv3.WithCountOnly())
+		if errors.Is(err, rpctypes.ErrUserEmpty) {
+			err = m.checkReady(try)
+		}
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return devReady{m, time.Since(since), errors.Join(err, ctx.Err())}
@@ -167,6 +173,22 @@ func (m *devMember) waitReady(ctx context.Context, since time.Time) devReady {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+func (m *devMember) checkReady(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, m.clientURL+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	r, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		return fmt.Errorf("/readyz answers %s", r.Status)
+	}
+	return nil
 }
 
 // exited takes note of a process that ended.

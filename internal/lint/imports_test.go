@@ -48,6 +48,7 @@ github.com/cockroachdb/pebble/v2: internal/engine # so that the engine can be re
 go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport internal/server internal/backup/wal # server passes messages from one to the other; the rest of the house knows indexes, not raft
 go.etcd.io/bbolt: internal/backup # etcd's snapshot file
 go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the version that clients are told
+go.etcd.io/etcd/api/v3/v3rpc/rpctypes: internal/rpc internal/gateway internal/backup internal/sim internal/cli examples bench # the errors that clients are told; dev tells them apart
 go.etcd.io/etcd/api/v3: internal/backup internal/rpc internal/gateway internal/sim examples bench # wire messages stay at the edge, and etcd's files are made of them
 go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev and for people to read
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl

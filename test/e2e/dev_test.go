@@ -125,3 +125,31 @@ func TestDev(t *testing.T) {
 		t.Fatalf("dev ended with status %d after SIGTERM", status)
 	}
 }
+
+// TestDevWithAuthentication starts a cluster again that answers nothing without a user.
+func TestDevWithAuthentication(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	p, table := startDev(t, "--data-dir", dir, "--nodes", "1")
+	client := devClient(t, table)
+	if _, err := client.UserAdd(ctx, "root", "secret"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.UserGrantRole(ctx, "root", "root"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.AuthEnable(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if status := p.stop(10 * time.Second); status != 0 {
+		t.Fatalf("dev ended with status %d after SIGTERM", status)
+	}
+	p, table = startDev(t, "--data-dir", dir, "--nodes", "1")
+	if table.Members[0].Role != "running" {
+		t.Errorf("the member is said to be %q, want running", table.Members[0].Role)
+	}
+	if status := p.stop(10 * time.Second); status != 0 {
+		t.Fatalf("dev ended with status %d after SIGTERM", status)
+	}
+}
