@@ -14,6 +14,7 @@ import (
 	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/gateway"
+	"github.com/trivet-kv/trivet/internal/leader"
 	"github.com/trivet-kv/trivet/internal/metrics"
 	"github.com/trivet-kv/trivet/internal/rpc"
 	"github.com/trivet-kv/trivet/internal/server"
@@ -140,6 +141,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 		}
 	}
 	o.StrictReconfig, o.MaxLearners, o.ForceNewCluster = c.StrictReconfigCheck, uint64(c.MaxLearners), c.ForceNewCluster
+	o.Retention = leader.Retention{Period: c.AutoCompactionPeriod, Revisions: c.AutoCompactionRevisions}
 	o.APIVersion, o.DowngradeCheck = version.Version, c.DowngradeCheckTime
 	switch {
 	case len(c.Join) > 0:

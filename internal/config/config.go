@@ -49,6 +49,9 @@ type Config struct {
 	MaxLearners         uint
 	ForceNewCluster     bool
 	DowngradeCheckTime  time.Duration
+	// History that automatic compaction keeps; at most one is not zero.
+	AutoCompactionPeriod    time.Duration
+	AutoCompactionRevisions int64
 
 	// How the founding members are found instead of by InitialCluster, which holds this member alone then. At most one of the two is set.
 	Discovery        Discovery
@@ -87,9 +90,11 @@ type Config struct {
 	LogFormat  string   // "json" or "console"
 	LogOutputs []string // "stderr", "stdout", "systemd/journal" (alone) or paths of files; never empty, no duplicates
 	// LogRotation is for the one file among LogOutputs; nil: it grows.
-	LogRotation *LogRotation
-	rotate      bool
-	rotation    string
+	LogRotation   *LogRotation
+	rotate        bool
+	rotation      string
+	retention     string // --auto-compaction-retention and its mode as written
+	retentionMode string
 
 	// Gates are all feature gates of etcd, and whether they are on.
 	Gates map[string]bool

@@ -239,8 +239,30 @@ func TestLaterIsRefused(t *testing.T) {
 			t.Errorf("%s=%s: %v", envName(f.Name), value, err)
 		}
 	}
-	for _, none := range []string{"--auto-compaction-retention=0h", "--auto-compaction-retention=", "--cors="} {
+	for _, none := range []string{"--cors="} {
 		mustLoad(t, []string{none}, nil, "")
+	}
+}
+
+func TestAutoCompaction(t *testing.T) {
+	for _, x := range []struct {
+		args      string
+		period    time.Duration
+		revisions int64
+	}{
+		{"", 0, 0},
+		{"--auto-compaction-retention=0", 0, 0},
+		{"--auto-compaction-retention=0h", 0, 0},
+		{"--auto-compaction-retention=", 0, 0},
+		{"--auto-compaction-retention=8", 8 * time.Hour, 0},
+		{"--auto-compaction-retention=30m --auto-compaction-mode=periodic", 30 * time.Minute, 0},
+		{"--auto-compaction-mode=revision", 0, 0},
+		{"--auto-compaction-mode=revision --auto-compaction-retention=1000", 0, 1000},
+	} {
+		c := mustLoad(t, strings.Fields(x.args), nil, "")
+		if c.AutoCompactionPeriod != x.period || c.AutoCompactionRevisions != x.revisions {
+			t.Errorf("%s: keeps %v and %d revisions", x.args, c.AutoCompactionPeriod, c.AutoCompactionRevisions)
+		}
 	}
 }
 
@@ -384,7 +406,10 @@ func TestBadInput(t *testing.T) {
 		{"--logger=capnslog", "--logger=capnslog: not known; write zap"},
 		{"--discovery-fallback=proxy", "--discovery-fallback=proxy: not known; write exit"},
 		{"--auto-compaction-mode=never", "not known; write periodic or revision"},
-		{"--auto-compaction-retention=8h", "--auto-compaction-retention=8h: compaction by itself is not supported yet; leave the setting out"},
+		{"--auto-compaction-retention=8x", "--auto-compaction-retention=8x: not a time; write hours or a duration of at least 0, as 8 or 30m"},
+		{"--auto-compaction-retention=-1", "--auto-compaction-retention=-1: not a time"},
+		{"--auto-compaction-retention=9999999", "--auto-compaction-retention=9999999: not a time"},
+		{"--auto-compaction-mode=revision --auto-compaction-retention=8h", "--auto-compaction-retention=8h: not a number of revisions; write one of at least 0, as 1000, or --auto-compaction-mode=periodic"},
 		{"--feature-gates=InitialCorruptCheck=true", "--feature-gates=InitialCorruptCheck=true: comparing the members' data before serving is not supported yet"},
 		{"--feature-gates=Foo=true", "not a feature gate of etcd 3.7"},
 		{"--feature-gates=LeaseCheckpoint", "write NAME=true or NAME=false"},

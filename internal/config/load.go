@@ -231,8 +231,6 @@ func (f Flag) isDefault(v string) bool {
 		return true
 	}
 	switch f.Name {
-	case "auto-compaction-retention": // etcd reads it as a number or as a duration
-		return strings.Trim(v, "0hmsuµn.+-") == ""
 	case "cors", "host-whitelist":
 		return v == ""
 	}

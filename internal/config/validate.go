@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -147,6 +149,9 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 			return fmt.Errorf("%s: %q is not an origin; write it as http://HOST:PORT, or * for all", at("cors"), o)
 		}
 	}
+	if err := c.setAutoCompaction(at); err != nil {
+		return err
+	}
 	c.LogLevel = logLevels[given["log-level"].value]
 	if err := c.setGates(given["feature-gates"]); err != nil {
 		return err
@@ -258,5 +263,29 @@ func (c *Config) setRotation(at func(string) string) error {
 		return fmt.Errorf("%s: bounds must not be negative; write 0 for none", at("log-rotation-config-json"))
 	}
 	c.LogRotation = r
+	return nil
+}
+
+// setAutoCompaction reads how much history the leader keeps when it compacts by itself: a number of revisions, or a time,
+// where a number without a unit means hours.
+func (c *Config) setAutoCompaction(at func(string) string) error {
+	retention := c.retention
+	n, err := strconv.ParseInt(retention, 10, 64)
+	if c.retentionMode == "revision" {
+		if retention != "" && (err != nil || n < 0) {
+			return fmt.Errorf("%s: not a number of revisions; write one of at least 0, as 1000, or --auto-compaction-mode=periodic",
+				at("auto-compaction-retention"))
+		}
+		c.AutoCompactionRevisions = n
+		return nil
+	}
+	period := time.Duration(n) * time.Hour
+	if err != nil && retention != "" {
+		period, err = time.ParseDuration(retention)
+	}
+	if retention != "" && err != nil || period < 0 || n < 0 || n > int64(math.MaxInt64/time.Hour) {
+		return fmt.Errorf("%s: not a time; write hours or a duration of at least 0, as 8 or 30m", at("auto-compaction-retention"))
+	}
+	c.AutoCompactionPeriod = period
 	return nil
 }

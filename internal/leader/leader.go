@@ -1,5 +1,5 @@
-// Package leader is the jobs that only the leader does: so far the clock of the leases. They change no state; they propose,
-// and what they proposed happens if and when it comes back through the log.
+// Package leader is the jobs that only the leader does: the clock of the leases, and when history is compacted. They change no
+// state; they propose, and what they proposed happens if and when it comes back through the log.
 //
 // The clock holds a deadline for each lease. It is set when the lease is granted, put off when the lease is renewed
 // (which writes nothing), and when it has passed, the lease's revocation is proposed. A new leader starts from what the

@@ -36,7 +36,7 @@ backup: alarm auth backup/bolt backup/wal command datadir engine fsm kv lease me
 backup/bolt:                            # reads bytes of etcd's files; knows no words
 backup/wal:                             # reads bytes of etcd's files; knows no words
 server: auth backup command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: alarm auth backup certs command config datadir engine fsm gateway kv lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `

@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/trivet-kv/trivet/internal/fsm"
+	"github.com/trivet-kv/trivet/internal/leader"
 	"github.com/trivet-kv/trivet/internal/member"
 	"github.com/trivet-kv/trivet/internal/replica"
 	"github.com/trivet-kv/trivet/internal/transport"
@@ -53,6 +54,8 @@ type Options struct {
 
 	MaxRequestBytes int   // of one encoded command; default 1.5 MiB
 	QuotaBytes      int64 // reported in the status; 0: etcd's default of 2 GiB
+	// Retention is the history that the leader keeps when it compacts by itself; zero: it does not.
+	Retention       leader.Retention
 	MemTableBytes   int64 // of the state engine; 0: its default
 	CacheBytes      int64 // of the state engine; 0: its default
 	LogSegmentBytes int64 // of the raft log; 0: its default

@@ -126,6 +126,9 @@ func Start(o Options) (*Member, error) {
 		m.running.Go(m.askForVote)
 	}
 	m.running.Go(m.flushNowAndThen)
+	if o.Retention.Enabled() {
+		m.running.Go(m.compactNowAndThen)
+	}
 	return m, nil
 }
 
