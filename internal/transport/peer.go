@@ -29,10 +29,10 @@ type peer struct {
 	mu       sync.Mutex
 	addrs    []string
 	said     []string // where it says that it is, in its newest handshake; bounded by maxHelloText
-	up       int  // connected streams
-	told     bool // the handler believes that the peer is up
-	refused  bool // nobody listened when last dialled
-	gone     bool // the handler knows
+	up       int      // connected streams
+	told     bool     // the handler believes that the peer is up
+	refused  bool     // nobody listened when last dialled
+	gone     bool     // the handler knows
 	lastWarn string
 
 	callMu sync.Mutex
