@@ -10,6 +10,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 // newMember prepares a member that is not in the cluster yet, without flags.
@@ -230,4 +231,46 @@ func TestForceNewCluster(t *testing.T) {
 	c.start(survivor)
 	c.add(c.client(), "m9")
 	c.agree(30 * time.Second)
+}
+
+// TestJoinWithAuth joins a cluster with authentication on: members ask one another at peer URLs, where no user is needed.
+func TestJoinWithAuth(t *testing.T) {
+	c := startCluster(t, 1)
+	do := func(what string, err error) {
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client := c.client()
+	_, err := client.UserAdd(ctx, "root", "secret")
+	do("add root", err)
+	_, err = client.UserGrantRole(ctx, "root", "root")
+	do("grant root", err)
+	_, err = client.AuthEnable(ctx)
+	do("enable authentication", err)
+	m := c.newMember("m2")
+	m.args = m.joining(c.members[0].peerURL)
+	m.start()
+	m.p.expect(60*time.Second, 0, "the cluster has taken this member as a learner")
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{c.members[0].clientURL}, Username: "root", Password: "secret", Logger: zap.NewNop()})
+	do("log in", err)
+	defer root.Close()
+	for {
+		list, err := root.MemberList(ctx)
+		if err == nil && len(list.Members) == 2 && !list.Members[0].IsLearner && !list.Members[1].IsLearner {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("m2 is no voter: %v, %v", list, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	_, err = root.Put(ctx, "k", "v") // needs both
+	do("put", err)
+	_, err = c.client(m).Get(ctx, "k")
+	if err == nil || !strings.Contains(err.Error(), "user name is empty") {
+		t.Errorf("the member that joined reads for nobody: %v", err)
+	}
 }
