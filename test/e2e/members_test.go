@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -187,6 +188,12 @@ func TestWipedMember(t *testing.T) {
 	nowhere.args = nowhere.joining(loopback(freePort(t)))
 	nowhere.start()
 	nowhere.p.expect(30*time.Second, 0, "no cluster answers there")
+	nowhere.p.wait(20 * time.Second)
+	for _, m := range []*member{taken, nowhere} {
+		if _, err := os.Stat(m.dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a refused join left %s: %v", m.dir, err)
+		}
+	}
 }
 
 // TestRemovedWhileDown removes a member that is down; it learns of it when it comes back.
