@@ -96,13 +96,13 @@ func (c *cluster) remove(m *member) {
 	c.members = c.others(m)
 }
 
-// TestGrowAndShrink grows a cluster from one member to five and shrinks it to one again while clients write, and kills
+// TestGrowAndShrink grows a cluster from one member to seven and shrinks it to one again while clients write, and kills
 // a member meanwhile. No acknowledged write is lost, and no watcher misses an event.
 func TestGrowAndShrink(t *testing.T) {
 	c := startCluster(t, 1)
 	start := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "start") })
 	var joined []*member
-	for i := range 4 {
+	for i := range 6 {
 		joined = append(joined, c.newMember(fmt.Sprintf("m%d", i+2)))
 	}
 	all := []string{c.members[0].clientURL}
@@ -123,11 +123,11 @@ func TestGrowAndShrink(t *testing.T) {
 		m.ready(60 * time.Second) // as a voter
 	}
 	c.kill(c.members[1])
-	l.reach(35)
+	l.reach(40)
 	c.start(c.members[1])
 	// The leader goes first.
-	for i := range 4 {
-		l.reach(50 + 10*i)
+	for i := range 6 {
+		l.reach(50 + 7*i)
 		c.remove(c.leader())
 	}
 	l.reach(100)
