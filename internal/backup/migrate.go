@@ -134,6 +134,11 @@ func (d *EtcdDir) readLog(f *File, m *Migrated) (wal.Log, error) {
 		return log, fmt.Errorf("%s: etcd was stopped while it took over the state of another member (up to entry %d, the database is at %d): start it once, let it become ready and stop it, or take the directory of another member",
 			d.Path, log.Snapshot, m.StateIndex)
 	}
+	// etcd syncs its log before what the database and the commit index say, and a snapshot stands for all before it.
+	if end := max(log.Last, log.Snapshot); end < max(m.StateIndex, log.Commit) {
+		return log, fmt.Errorf("%w: %s ends at entry %d, but the database is at entry %d and entries up to %d were committed: take the directory of another member, or make one of the database alone with trivet utl snapshot restore --skip-hash-check %s, which loses what only the log had",
+			wal.ErrDamaged, dir, end, m.StateIndex, log.Commit, filepath.Join(d.Path, "member", "snap", "db"))
+	}
 	m.LastIndex = m.StateIndex
 	return log, nil
 }

@@ -45,6 +45,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		return nil, fmt.Errorf("--auth-token: %w", err)
 	}
 	m := metrics.New(metrics.Identity{Version: version.Version, Product: Version})
+	showGates(m, c)
 	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
 	options, err := memberOptions(c, log, m, doors)
 	if err != nil {

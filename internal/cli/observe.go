@@ -8,6 +8,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/version"
 
+	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/metrics"
@@ -149,6 +150,17 @@ func observeTransport(m *metrics.Metrics, self string) transport.Observer {
 			m.SnapshotReceiveSeconds.WithLabelValues(hexID(from)).Observe(d.Seconds())
 		},
 	}
+}
+
+// showGates shows what was asked for: a gate without meaning here too is 1 if it was turned on.
+func showGates(m *metrics.Metrics, c *config.Config) {
+	c.EachGate(func(name, stage string, on bool) {
+		value := 0.0
+		if on {
+			value = 1
+		}
+		m.FeatureEnabled.WithLabelValues(name, stage).Set(value)
+	})
 }
 
 // joinMetrics adds the values that the member is asked for when somebody scrapes.

@@ -42,6 +42,23 @@ var gates = []gate{
 // The names that turn on or off all gates of a stage that are not given by their own.
 var gateGroups = map[string]stage{"AllAlpha": alpha, "AllBeta": beta}
 
+func (s stage) String() string {
+	if s == beta {
+		return "BETA"
+	}
+	return "ALPHA"
+}
+
+// EachGate calls f with every feature gate and every group of them, its stage as etcd writes it, and whether it is on.
+func (c *Config) EachGate(f func(name, stage string, on bool)) {
+	for name, of := range gateGroups {
+		f(name, of.String(), c.Gates[name])
+	}
+	for _, g := range gates {
+		f(g.name, g.stage.String(), c.Gates[g.name])
+	}
+}
+
 func gatesWhy() string {
 	var later, works, none []string
 	for _, g := range gates {

@@ -77,6 +77,8 @@ type Dir struct {
 	logDir  string    // of its own, for the log; empty: none
 	logLock io.Closer // of logDir; nil if there is none, or when opened for looking
 
+	made []string // what Open and UseLog made, outermost first; forgotten once Create begins
+
 	// Identity is nil until Create was called, in a directory that is new.
 	Identity *Identity
 }
@@ -87,13 +89,15 @@ func Open(fsys vfs.FS, path string) (*Dir, error) {
 	if err := refuseEtcd(fsys, path); err != nil {
 		return nil, err
 	}
+	d := &Dir{fs: fsys, path: path}
+	d.noteMissing(path)
 	if err := fsys.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
 	if err := syncDir(fsys, fsys.PathDir(path)); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	d := &Dir{fs: fsys, path: path}
+	d.noteMissing(d.join(lockName))
 	lock, err := fsys.Lock(d.join(lockName))
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
 		return nil, fmt.Errorf("take the data directory %s: %w; give a directory that can be written", path, err)
@@ -122,6 +126,35 @@ func Look(fsys vfs.FS, path string) (*Dir, error) {
 	}
 	d.logDir = d.Identity.LogDir
 	return d, nil
+}
+
+// noteMissing remembers that path, and the directories above it that are missing too, are about to be made.
+func (d *Dir) noteMissing(path string) {
+	var missing []string
+	for {
+		if _, err := d.fs.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		missing = append(missing, path)
+		above := d.fs.PathDir(path)
+		if above == path || above == "." {
+			break
+		}
+		path = above
+	}
+	slices.Reverse(missing)
+	d.made = append(d.made, missing...)
+}
+
+// Abandon lets go of the directory like Close. If Create was never called, what this process made is taken away first, as
+// far as it is empty: what was there before, or was put there by somebody else, stays.
+func (d *Dir) Abandon() error {
+	if d.Identity == nil {
+		for _, path := range slices.Backward(d.made) {
+			_ = d.fs.Remove(path) // an empty folder that stays does no harm
+		}
+	}
+	return d.Close()
 }
 
 // Close lets go of the directory.
@@ -171,6 +204,7 @@ func (d *Dir) Create(id Identity, build func(stateDir string) error) error {
 	if d.Identity != nil {
 		panic("datadir: the member was founded already")
 	}
+	d.made = nil // from here on a half-made member is for the next Open to judge
 	name := statePrefix + "1"
 	if err := d.fs.MkdirAll(d.join(name), 0o700); err != nil {
 		return err
@@ -261,6 +295,7 @@ func (d *Dir) recover() error {
 		return err
 	}
 	for _, name := range []string{incomingName, checkpointsName, snapshotsName} {
+		d.noteMissing(d.join(name))
 		if err := d.fs.RemoveAll(d.join(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

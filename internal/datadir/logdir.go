@@ -63,12 +63,14 @@ func (d *Dir) UseLog(logDir string) error {
 
 // takeLogDir makes the directory, if there is none, and locks it.
 func (d *Dir) takeLogDir(dir string) error {
+	d.noteMissing(dir)
 	if err := d.fs.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the directory for the log: %w", err)
 	}
 	if err := syncDir(d.fs, d.fs.PathDir(dir)); err != nil {
 		return fmt.Errorf("make the directory for the log: %w", err)
 	}
+	d.noteMissing(d.fs.PathJoin(dir, lockName))
 	lock, err := d.fs.Lock(d.fs.PathJoin(dir, lockName))
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
 		return fmt.Errorf("take the directory %s for the log: %w; give one that can be written", dir, err)

@@ -44,6 +44,7 @@ type Metrics struct {
 	RangeSeconds          *prometheus.HistogramVec // success
 	RequestSeconds        *prometheus.HistogramVec // type, success
 	ClientRequests        *prometheus.CounterVec   // type, client_api_version
+	FeatureEnabled        *prometheus.GaugeVec     // name, stage; 1 if the feature gate is on
 	HealthSuccess         prometheus.Counter
 	HealthFailures        prometheus.Counter
 	HealthCheck           *prometheus.GaugeVec   // type, name
@@ -147,6 +148,7 @@ func (m *Metrics) fillServer() {
 	m.RangeSeconds = m.histogramVec("etcd_server_range_duration_seconds", "Time to answer one range.", exp(0.0001, 20), "success")
 	m.RequestSeconds = m.histogramVec("etcd_server_request_duration_seconds", "Time of one request from its arrival to its result.", exp(0.001, 14), "type", "success")
 	m.ClientRequests = m.counterVec("etcd_server_client_requests_total", "Calls by kind and client version.", "type", "client_api_version")
+	m.FeatureEnabled = m.gaugeVec("etcd_server_feature_enabled", "1 if the feature gate is on.", "name", "stage")
 	m.HealthSuccess = m.counter("etcd_server_health_success", "Looks at /health that found the member well.")
 	m.HealthFailures = m.counter("etcd_server_health_failures", "Looks at /health that found the member not well.")
 	m.HealthCheck = m.gaugeVec("etcd_server_healthcheck", "The last result of each health check.", "type", "name")

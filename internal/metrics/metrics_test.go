@@ -29,7 +29,6 @@ var notOurs = map[string]string{
 	"etcd_debugging_store_reads_total":                              "the v2 store",
 	"etcd_debugging_store_writes_total":                             "the v2 store",
 	"etcd_debugging_store_watchers":                                 "the v2 store",
-	"etcd_server_feature_enabled":                                   "the feature gates are etcd's",
 }
 
 func filled() *metrics.Metrics {
@@ -45,6 +44,7 @@ func filled() *metrics.Metrics {
 		Own:    []metrics.Own{{Name: "own", Help: "Own.", Value: func() float64 { return 1 }}},
 	})
 	m.ClientRequest("unary", "3.7")
+	m.FeatureEnabled.WithLabelValues("PriorityRequest", "ALPHA").Set(0)
 	m.HealthResult("readyz", "non_learner", true)
 	m.Applied("Put", true, time.Millisecond)
 	m.RangeSeconds.WithLabelValues("true").Observe(1)

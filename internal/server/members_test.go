@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -238,6 +241,46 @@ func TestForceNewClusterWithLearners(t *testing.T) {
 					m.Kill()
 				}
 			})
+		})
+	}
+}
+
+// TestRefusedJoinLeavesNothing: what was not there before a join that was refused is not there after it, and what was there is.
+func TestRefusedJoinLeavesNothing(t *testing.T) {
+	refused := errors.New("the name is taken")
+	for name, there := range map[string]bool{"no directory": false, "a directory with a file": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "above", "data")
+			keep := filepath.Join(dir, "notes.txt")
+			if there {
+				if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(keep, []byte("mine"), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			logDir := filepath.Join(t.TempDir(), "log")
+			_, err := Start(Options{
+				FS: vfs.Default, DataDir: dir, LogDir: logDir, Name: "late", PeerURLs: []string{"http://peer9"}, Origin: 9,
+				Logger: slog.New(slog.DiscardHandler), Fatal: func(error) {},
+				Tick: 100 * time.Millisecond, ElectionTicks: 10,
+				Transport: func(TransportConfig) (Transport, error) { return nil, errors.New("not reached") },
+				Join:      func(context.Context) (Joined, error) { return Joined{}, refused },
+			})
+			if !errors.Is(err, refused) {
+				t.Fatalf("started with %v, want %v", err, refused)
+			}
+			if _, err := os.Stat(logDir); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the directory of the log is left: %v", err)
+			}
+			left, err := os.ReadDir(dir)
+			if !there && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the data directory is left, with %v: %v", left, err)
+			}
+			if there && (len(left) != 1 || left[0].Name() != "notes.txt") {
+				t.Errorf("left in the data directory: %v, %v", left, err)
+			}
+			if _, err := os.Stat(filepath.Dir(dir)); there != (err == nil) {
+				t.Errorf("the directory above: %v", err)
+			}
 		})
 	}
 }

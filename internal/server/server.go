@@ -83,7 +83,7 @@ func Start(o Options) (*Member, error) {
 		return fail(err)
 	}
 	m.dir = dir
-	undo = append(undo, dir.Close, m.leaveNetwork)
+	undo = append(undo, dir.Abandon, m.leaveNetwork)
 	if err := dir.UseLog(o.LogDir); err != nil {
 		return fail(err)
 	}

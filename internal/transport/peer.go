@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -27,10 +28,11 @@ type peer struct {
 	// mu guards what follows and is held while the handler hears of it, so that it hears in order.
 	mu       sync.Mutex
 	addrs    []string
-	up       int  // connected streams
-	told     bool // the handler believes that the peer is up
-	refused  bool // nobody listened when last dialled
-	gone     bool // the handler knows
+	said     []string // where it says that it is, in its newest handshake; bounded by maxHelloText
+	up       int      // connected streams
+	told     bool     // the handler believes that the peer is up
+	refused  bool     // nobody listened when last dialled
+	gone     bool     // the handler knows
 	lastWarn string
 
 	callMu sync.Mutex
@@ -60,6 +62,36 @@ func (p *peer) setAddrs(addrs []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.addrs = addrs
+}
+
+// says notes the addresses that the peer gives for itself. They are dialled after those of the table of members, which may be
+// older: this member may have been away while the peer moved, and could never learn of it from the table otherwise.
+func (p *peer) says(addrs []string) {
+	if len(addrs) == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if slices.Equal(p.said, addrs) {
+		return
+	}
+	p.said = addrs
+	if !slices.Equal(p.addrs, addrs) {
+		p.t.c.Logger.Info("a peer says that it is elsewhere; it is looked for there too", "peer", hex(p.id), "known", p.addrs, "says", addrs)
+	}
+}
+
+// dialled are the addresses to dial, in order.
+func (p *peer) dialled() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	addrs := slices.Clone(p.addrs)
+	for _, a := range p.said {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }
 
 // send sorts messages onto the two streams. Appends keep their order among themselves, or a follower would refuse the
@@ -218,9 +250,7 @@ func (s *stream) run() {
 // connect dials the peer's addresses in turn and shakes hands. If nobody listens at any of them the error is
 // ECONNREFUSED; if any failed in another way, that is the error.
 func (t *Transport) connect(ctx context.Context, p *peer, kind byte) (net.Conn, string, error) {
-	p.mu.Lock()
-	addrs := p.addrs
-	p.mu.Unlock()
+	addrs := p.dialled()
 	err := fmt.Errorf("member %x has no peer address", p.id)
 	for i, addr := range addrs {
 		conn, version, e := t.dial(ctx, addr, p.id, kind)

@@ -287,7 +287,8 @@ func (t *Transport) verdictOn(h hello) (verdict byte, refusal string) {
 	if _, removed := t.removed[h.from]; removed {
 		return verdictRemoved, fmt.Sprintf("member %x has been removed from this cluster", h.from)
 	}
-	if t.peers[h.from] != nil {
+	if p := t.peers[h.from]; p != nil {
+		p.says(h.addrs)
 		return verdictWelcome, ""
 	}
 	if !t.closed && len(h.addrs) > 0 && t.guests < maxGuests {

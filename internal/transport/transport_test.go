@@ -522,3 +522,33 @@ func TestRemovePeer(t *testing.T) {
 		}
 	})
 }
+
+// TestPeerMoved: a member that was away while a peer moved knows an address at which nobody is, and finds it nevertheless.
+func TestPeerMoved(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		p := newPipes()
+		a := startPeer(t, p, 1, nil)
+		defer a.Close()
+		time.Sleep(100 * time.Millisecond)
+		a.heard()
+		b := startPeer(t, p, 2, func(c *Config) {
+			c.Listeners, c.Addrs = []net.Listener{p.listen("moved")}, []string{"moved"}
+		})
+		p.listen("m2").Close() // startPeer opened it
+		time.Sleep(time.Minute)
+		want(t, "peer at another address", a.heard(), "up 2")
+		a.Send([]*raftpb.Message{heartbeat(1, 2)})
+		synctest.Wait()
+		if n := b.received(); n != 1 {
+			t.Errorf("%d messages of 1 arrived", n)
+		}
+		b.Close()
+		a.RemovePeer(2)
+		b = startPeer(t, p, 2, func(c *Config) { c.Addrs = []string{"m2"} })
+		defer b.Close()
+		time.Sleep(time.Minute)
+		if strings.Contains(a.heard(), "up 2") {
+			t.Error("a removed member is looked for where it says it is")
+		}
+	})
+}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 // newMember prepares a member that is not in the cluster yet, without flags.
@@ -95,13 +97,13 @@ func (c *cluster) remove(m *member) {
 	c.members = c.others(m)
 }
 
-// TestGrowAndShrink grows a cluster from one member to five and shrinks it to one again while clients write, and kills
+// TestGrowAndShrink grows a cluster from one member to seven and shrinks it to one again while clients write, and kills
 // a member meanwhile. No acknowledged write is lost, and no watcher misses an event.
 func TestGrowAndShrink(t *testing.T) {
 	c := startCluster(t, 1)
 	start := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "start") })
 	var joined []*member
-	for i := range 4 {
+	for i := range 6 {
 		joined = append(joined, c.newMember(fmt.Sprintf("m%d", i+2)))
 	}
 	all := []string{c.members[0].clientURL}
@@ -122,11 +124,11 @@ func TestGrowAndShrink(t *testing.T) {
 		m.ready(60 * time.Second) // as a voter
 	}
 	c.kill(c.members[1])
-	l.reach(35)
+	l.reach(40)
 	c.start(c.members[1])
 	// The leader goes first.
-	for i := range 4 {
-		l.reach(50 + 10*i)
+	for i := range 6 {
+		l.reach(50 + 7*i)
 		c.remove(c.leader())
 	}
 	l.reach(100)
@@ -186,6 +188,12 @@ func TestWipedMember(t *testing.T) {
 	nowhere.args = nowhere.joining(loopback(freePort(t)))
 	nowhere.start()
 	nowhere.p.expect(30*time.Second, 0, "no cluster answers there")
+	nowhere.p.wait(20 * time.Second)
+	for _, m := range []*member{taken, nowhere} {
+		if _, err := os.Stat(m.dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a refused join left %s: %v", m.dir, err)
+		}
+	}
 }
 
 // TestRemovedWhileDown removes a member that is down; it learns of it when it comes back.
@@ -230,4 +238,46 @@ func TestForceNewCluster(t *testing.T) {
 	c.start(survivor)
 	c.add(c.client(), "m9")
 	c.agree(30 * time.Second)
+}
+
+// TestJoinWithAuth joins a cluster with authentication on: members ask one another at peer URLs, where no user is needed.
+func TestJoinWithAuth(t *testing.T) {
+	c := startCluster(t, 1)
+	do := func(what string, err error) {
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	client := c.client()
+	_, err := client.UserAdd(ctx, "root", "secret")
+	do("add root", err)
+	_, err = client.UserGrantRole(ctx, "root", "root")
+	do("grant root", err)
+	_, err = client.AuthEnable(ctx)
+	do("enable authentication", err)
+	m := c.newMember("m2")
+	m.args = m.joining(c.members[0].peerURL)
+	m.start()
+	m.p.expect(60*time.Second, 0, "the cluster has taken this member as a learner")
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{c.members[0].clientURL}, Username: "root", Password: "secret", Logger: zap.NewNop()})
+	do("log in", err)
+	defer root.Close()
+	for {
+		list, err := root.MemberList(ctx)
+		if err == nil && len(list.Members) == 2 && !list.Members[0].IsLearner && !list.Members[1].IsLearner {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("m2 is no voter: %v, %v", list, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	_, err = root.Put(ctx, "k", "v") // needs both
+	do("put", err)
+	_, err = c.client(m).Get(ctx, "k")
+	if err == nil || !strings.Contains(err.Error(), "user name is empty") {
+		t.Errorf("the member that joined reads for nobody: %v", err)
+	}
 }

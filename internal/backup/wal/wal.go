@@ -56,6 +56,8 @@ type Log struct {
 	Commit  uint64  // the highest index that this member wrote down as committed
 	// Snapshot is the highest index that a snapshot was recorded at.
 	Snapshot uint64
+	// Last is the index of the last entry, kept or not; 0: there is none.
+	Last uint64
 }
 
 // Read reads the log in dir and keeps the entries after an index.
@@ -141,7 +143,7 @@ func (r *reader) file(path string, last bool) error {
 
 // frame reads one frame and returns its length. io.EOF ends the file: there is nothing more, zeros, or in the last file
 // what a crash tore.
-func (r *reader) frame(in io.Reader, at, left int64, last bool) (int64, error) {
+func (r *reader) frame(in *bufio.Reader, at, left int64, last bool) (int64, error) {
 	var head [8]byte
 	if _, err := io.ReadFull(in, head[:]); err != nil {
 		return 0, io.EOF
@@ -155,10 +157,10 @@ func (r *reader) frame(in io.Reader, at, left int64, last bool) (int64, error) {
 		padding = int64(length >> 56 & 7)
 	}
 	if size > maxRecord || size+padding > left-8 {
-		if last {
+		if last && size <= maxRecord && runsOut(in, size) {
 			return 0, io.EOF
 		}
-		return 0, ErrDamaged
+		return 0, fmt.Errorf("%w: a record of %d bytes, and %d are left", ErrDamaged, size, left-8)
 	}
 	r.buf = slices.Grow(r.buf[:0], int(size+padding))[:size+padding]
 	if _, err := io.ReadFull(in, r.buf); err != nil {
@@ -171,6 +173,27 @@ func (r *reader) frame(in io.Reader, at, left int64, last bool) (int64, error) {
 		return 0, err
 	}
 	return 8 + size + padding, nil
+}
+
+// runsOut tells a record that a crash cut short from one whose length was changed: the record says itself how long its data
+// are. One of which too little is there to say so was cut.
+func runsOut(in *bufio.Reader, size int64) bool {
+	head, _ := in.Peek(32)
+	for at := 0; ; {
+		number, typ, n := protowire.ConsumeTag(head[at:])
+		if n < 0 || number == 0 {
+			return len(head) < 32 || torn(head, 0)
+		}
+		at += n
+		if number == 3 && typ == protowire.BytesType {
+			length, n := protowire.ConsumeVarint(head[at:])
+			return n < 0 || uint64(at+n)+length == uint64(size)
+		}
+		if n = protowire.ConsumeFieldValue(number, typ, head[at:]); n < 0 {
+			return len(head) < 32
+		}
+		at += n
+	}
 }
 
 // torn reports whether a sector's part of a record is all zero.
@@ -229,6 +252,7 @@ func (r *reader) entry(data []byte) error {
 	if err := proto.Unmarshal(data, &e); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
+	r.log.Last = e.GetIndex()
 	if e.GetIndex() <= r.after {
 		r.log.Entries = r.log.Entries[:0]
 		return nil

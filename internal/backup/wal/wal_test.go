@@ -180,3 +180,32 @@ func TestTornAndDamaged(t *testing.T) {
 		t.Error("no log at all: no error")
 	}
 }
+
+// TestChangedLength changes the length of each record of the last file so that it goes beyond the file: that is no torn end,
+// behind which nothing would be missed.
+func TestChangedLength(t *testing.T) {
+	m := made(t)
+	last := len(m.files) - 1
+	whole, err := os.ReadFile(m.path(last))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := len(m.files[last].Bytes())
+	for at := 0; at < end; {
+		size := binary.LittleEndian.Uint64(whole[at:])
+		for _, bit := range []int{20, 28, 40, 54} {
+			changed := bytes.Clone(whole)
+			changed[at+bit/8] ^= 1 << (bit % 8)
+			if err := os.WriteFile(m.path(last), changed, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Read(m.dir, 0); !errors.Is(err, ErrDamaged) && !(bit < 30 && whole[at+9] == kindCRC) {
+				t.Errorf("bit %d of the length at %d: %v", bit, at, err)
+			}
+		}
+		at += 8 + int(size&(1<<56-1))
+		if size>>63 == 1 {
+			at += int(size >> 56 & 7)
+		}
+	}
+}
