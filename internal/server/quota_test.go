@@ -93,13 +93,13 @@ func TestQuota(t *testing.T) {
 				}
 			}
 			for _, one := range c.members {
+				put(t, one, "k", "x") // and so has applied what cleared the alarms
 				if size := one.machine.state.Load().Engine.Size(); nearly(size, testQuota) {
 					t.Errorf("%s is still %d bytes large", one.options.Name, size)
 				}
 				if left := one.Alarms(); len(left) > 0 {
 					t.Errorf("alarms are left: %v", left)
 				}
-				put(t, one, "k", "x")
 			}
 			for i := range 3 {
 				c.stop(i)
