@@ -131,7 +131,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 		PeerURLs: config.Strings(c.AdvertisePeerURLs), ClientURLs: config.Strings(c.AdvertiseClientURLs),
 		Tick: c.Heartbeat, ElectionTicks: int(c.ElectionTimeout / c.Heartbeat), CatchupEntries: c.SnapshotCatchupEntries,
 		WatchProgress:   c.WatchProgressNotifyInterval,
-		MaxRequestBytes: int(c.MaxRequestBytes), QuotaBytes: c.QuotaBackendBytes,
+		MaxRequestBytes: int(c.MaxRequestBytes), QuotaBytes: c.QuotaBackendBytes, QuotaManualDisarm: c.QuotaManualDisarm,
 		Origin: rand.Uint64() | 1, // never zero
 		Logger: log,
 	}

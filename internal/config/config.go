@@ -63,6 +63,7 @@ type Config struct {
 
 	SnapshotCatchupEntries uint64 // log entries kept for followers that were away
 
+	QuotaManualDisarm    bool   // the alarm of the quota is cleared by hand only
 	QuotaBackendBytes    int64  // as given: 0 means etcd's default of 2 GiB, negative none
 	MaxTxnOps            uint   // operations of one transaction
 	MaxRequestBytes      uint   // bytes of one request

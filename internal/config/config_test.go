@@ -41,7 +41,7 @@ func TestTableIsEtcds(t *testing.T) {
 	}
 	want := map[string]string{
 		"config-file": "", "discovery-fallback": "exit", "initial-cluster-state": "new", "v2-deprecation": "write-only", "version": "false",
-		"join": "", // ours
+		"join": "", "quota-manual-disarm": "false", // ours
 	}
 	for _, n := range strings.Fields(`cluster-active-size cluster-remove-delay cluster-sync-interval config force max-result-buffer
 		max-retry-attempts peer-heartbeat-interval peer-election-timeout retry-interval snapshot v vv test.coverprofile test.outputdir`) {
@@ -201,7 +201,7 @@ Log-Level: debug
 		len(c.InitialCluster) != 2 || !slices.Equal(c.InitialCluster[1].PeerURLs, []string{"http://127.0.0.1:1381", "http://127.0.0.1:1382"}) {
 		t.Errorf("%+v", c)
 	}
-	for _, want := range []string{"enable-v2", "proxy", "not enforced"} {
+	for _, want := range []string{"enable-v2", "proxy"} {
 		if !strings.Contains(notes(c), want) {
 			t.Errorf("no note of %q in %s", want, notes(c))
 		}

@@ -10,9 +10,10 @@ import (
 // Batch collects changes that become visible together, or not at all. It is a Reader that sees its own writes over what
 // is committed. One goroutine at a time may use it.
 type Batch struct {
-	b    *pebble.Batch
-	db   *pebble.DB
-	gate *gate
+	b     *pebble.Batch
+	db    *pebble.DB
+	gate  *gate
+	sizes *sizes
 	// indexed: b can be read. Most batches never are, and do not pay for an index; the first read makes it.
 	indexed bool
 }
@@ -80,6 +81,7 @@ func (b *Batch) Commit() error {
 	if err := b.b.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("commit batch of %d bytes: %w", b.b.Len(), err)
 	}
+	b.sizes.written.Add(int64(b.b.Len()))
 	return nil
 }
 

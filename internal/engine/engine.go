@@ -57,6 +57,7 @@ type Engine struct {
 	logger *slog.Logger
 
 	gate    *gate
+	sizes   sizes
 	flushed chan struct{} // capacity 1: a flush has ended since it was last read
 	stop    chan struct{}
 	stopped sync.WaitGroup
@@ -77,6 +78,7 @@ func Open(o Options) (*Engine, error) {
 		return nil, fmt.Errorf("open state in %s: %w", o.Dir, err)
 	}
 	e.db = db
+	e.Measure()
 	if o.OnFlush != nil && !o.ReadOnly {
 		e.stopped.Add(1)
 		go e.tellFlushes(o.OnFlush)
@@ -126,11 +128,13 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	// those of compactions too. What both were told is a flush that failed.
 	var flushFailure atomic.Pointer[error]
 	p.EventListener = &pebble.EventListener{
+		FlushBegin: func(pebble.FlushInfo) { e.sizes.begun.Store(e.sizes.written.Load()) },
 		// Called with Pebble's lock held: only nudge.
 		FlushEnd: func(i pebble.FlushInfo) {
 			if flushFailure.Store(&i.Err); i.Err != nil {
 				return
 			}
+			e.sizes.flushed.Store(e.sizes.begun.Load())
 			select {
 			case e.flushed <- struct{}{}:
 			default:
@@ -165,6 +169,7 @@ func (e *Engine) tellFlushes(onFlush func(uint64)) {
 			return
 		case <-e.flushed:
 		}
+		e.Measure()
 		index, err := e.DurableApplied()
 		if err != nil {
 			e.logger.Error("reading the durable applied index", "dir", e.dir, "error", err)
@@ -211,7 +216,7 @@ func (e *Engine) NewBatch() *Batch {
 	if err := e.gate.enter(); err != nil {
 		panic("engine: a batch was begun on the state in " + e.dir + " after it was closed")
 	}
-	return &Batch{b: e.db.NewBatch(), db: e.db, gate: e.gate}
+	return &Batch{b: e.db.NewBatch(), db: e.db, gate: e.gate, sizes: &e.sizes}
 }
 
 // Flush makes everything committed before the call durable.

@@ -52,8 +52,11 @@ type Options struct {
 	ElectionTicks  int           // ticks without a leader before an election; default 10
 	CatchupEntries uint64        // log entries kept for followers that were away, up to 256 MiB; default 5000
 
-	MaxRequestBytes int   // of one encoded command; default 1.5 MiB
-	QuotaBytes      int64 // reported in the status; 0: etcd's default of 2 GiB
+	MaxRequestBytes int // of one encoded command; default 1.5 MiB
+	// QuotaBytes is the size of the state from which on nothing is written that would make it grow; 0: etcd's default of
+	// 2 GiB, negative: none. QuotaManualDisarm leaves clearing the alarm to somebody.
+	QuotaBytes        int64
+	QuotaManualDisarm bool
 	// Retention is the history that the leader keeps when it compacts by itself; zero: it does not.
 	Retention       leader.Retention
 	MemTableBytes   int64 // of the state engine; 0: its default

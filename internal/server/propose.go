@@ -19,6 +19,9 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	if c.Txn != nil && c.Txn.Depth() > command.MaxTxnDepth {
 		return command.Result{}, kv.ErrRequestTooLarge
 	}
+	if !m.hasRoom(c) {
+		return command.Result{}, kv.ErrNoSpace
+	}
 	start := time.Now()
 	c.Time = start.UnixNano()
 	var result <-chan command.Result

@@ -46,8 +46,9 @@ type Member struct {
 	leadership  leadership
 	snapshots   snapshots
 	authChanged broadcast
-	removal     sync.Once  // this member learned that it was removed
-	failed      chan error // gives the first error after which the member cannot go on
+	overQuota   chan struct{} // capacity 1: a command was refused
+	removal     sync.Once     // this member learned that it was removed
+	failed      chan error    // gives the first error after which the member cannot go on
 
 	stopOnce sync.Once
 	life     context.Context // ends when the member stops
@@ -65,7 +66,7 @@ func Start(o Options) (*Member, error) {
 	m := &Member{
 		options: o, logger: o.Logger,
 		waiters: newWaiters(o.Origin),
-		failed:  make(chan error, 1),
+		failed:  make(chan error, 1), overQuota: make(chan struct{}, 1),
 	}
 	m.peers = &peers{m: m, ended: make(map[uint64]bool), up: make(map[uint64]bool)}
 	m.life, m.end = context.WithCancel(context.Background())
@@ -126,6 +127,7 @@ func Start(o Options) (*Member, error) {
 		m.running.Go(m.askForVote)
 	}
 	m.running.Go(m.flushNowAndThen)
+	m.running.Go(m.watchQuota)
 	if o.Retention.Enabled() {
 		m.running.Go(m.compactNowAndThen)
 	}

@@ -1,0 +1,137 @@
+package server
+
+import (
+	"time"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/engine"
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// quotaEvery is how often a member compares the size of its state with the quota.
+const quotaEvery = time.Second
+
+// hasRoom reports whether this member's state may take the command. If not, the alarm is about to be raised. Once it is,
+// commands go through the log again, where the alarm refuses them on every member alike.
+func (m *Member) hasRoom(c *command.Command) bool {
+	quota := m.options.QuotaBytes
+	if quota < 0 {
+		return true
+	}
+	cost := c.Cost()
+	if cost == 0 || m.machine.state.Load().Engine.Size()+cost < quota {
+		return true
+	}
+	if raised, _ := m.noSpace(); raised {
+		return true
+	}
+	select {
+	case m.overQuota <- struct{}{}:
+	default:
+	}
+	return false
+}
+
+// noSpace reports whether this member's alarm is raised, and by the member itself.
+func (m *Member) noSpace() (raised, own bool) {
+	for _, a := range m.Alarms() {
+		if a.Type == kv.AlarmNoSpace && a.MemberID == m.identity.MemberID {
+			return true, a.Own
+		}
+	}
+	return false, false
+}
+
+// watchQuota raises this member's alarm and clears it again, and while it leads those of members that are gone. It runs
+// until the member stops.
+func (m *Member) watchQuota() {
+	tick := time.NewTicker(quotaEvery)
+	defer tick.Stop()
+	var s shrinker
+	for {
+		over := false
+		select {
+		case <-m.life.Done():
+			return
+		case <-m.overQuota:
+			over = true
+		case <-tick.C:
+		}
+		e := m.machine.state.Load().Engine
+		e.Measure()
+		m.keepQuota(e.Size(), over)
+		if quota := m.options.QuotaBytes; quota > 0 && nearly(e.Size(), quota) {
+			m.shrink(&s, e)
+		}
+		m.clearForgotten()
+	}
+}
+
+// nearly reports whether size is 90 % of the quota or more: below, an alarm that a member has raised is cleared.
+func nearly(size, quota int64) bool { return size >= quota/10*9 }
+
+// keepQuota makes the alarm what the size asks for; over says that a command was refused already.
+func (m *Member) keepQuota(size int64, over bool) {
+	quota := m.options.QuotaBytes
+	raised, own := m.noSpace()
+	alarm := kv.Alarm{Type: kv.AlarmNoSpace, MemberID: m.identity.MemberID, Own: !m.options.QuotaManualDisarm}
+	switch {
+	case !raised && quota > 0 && (over || size >= quota):
+		m.logger.Warn("the state has reached its quota: raising the alarm NOSPACE; delete keys and compact, or give a larger --quota-backend-bytes",
+			"size", size, "quota", quota, "clears-by-itself", alarm.Own)
+		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true}})
+	case own && alarm.Own && (quota < 0 || !nearly(size, quota)):
+		m.logger.Info("the state is below its quota again: clearing the alarm NOSPACE", "size", size, "quota", quota)
+		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm}})
+	}
+}
+
+// clearForgotten clears, while this member leads, the alarms that members raised about themselves and that are gone now.
+func (m *Member) clearForgotten() {
+	if s := m.replica.Status(); s.Leader != m.identity.MemberID || s.AppliedTerm != s.Term {
+		return
+	}
+	members := m.machine.state.Load().Members
+	for _, a := range m.Alarms() {
+		if a.Type != kv.AlarmNoSpace || !a.Own {
+			continue
+		}
+		if _, there := members.Get(a.MemberID); !there {
+			m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: a}})
+		}
+	}
+}
+
+// shrinker remembers what was won back already.
+type shrinker struct {
+	engine   *engine.Engine
+	revision int64     // of the compaction whose space was won back
+	next     time.Time // not before
+}
+
+// shrink wins back the space of compacted history, which the engine would otherwise do at its leisure. It rewrites the
+// whole state, so once for each compaction only, and rests ten times as long as it took.
+func (m *Member) shrink(s *shrinker, e *engine.Engine) {
+	revision := m.Store().CompactRevision()
+	if s.engine == e && s.revision == revision || time.Now().Before(s.next) {
+		return
+	}
+	select {
+	case <-m.compactor.Done(revision):
+	case <-time.After(quotaEvery):
+		return // its rows are still being deleted
+	case <-m.life.Done():
+		return
+	}
+	begin, before := time.Now(), e.Size()
+	if err := e.Shrink(m.life); err != nil {
+		if m.life.Err() == nil {
+			m.logger.Warn("winning back the space of deleted rows failed; it will be tried again", "error", err)
+		}
+		s.next = time.Now().Add(10 * quotaEvery)
+		return
+	}
+	took := time.Since(begin)
+	s.engine, s.revision, s.next = e, revision, begin.Add(11*took)
+	m.logger.Info("won back the space of deleted rows", "size", e.Size(), "before", before, "took", took)
+}

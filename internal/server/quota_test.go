@@ -1,0 +1,138 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+const testQuota = 2 << 20
+
+// fill puts values that do not compress until one is refused.
+func fill(t *testing.T, m *Member) {
+	t.Helper()
+	value := make([]byte, 16<<10)
+	for i := range value {
+		value[i] = byte(rand.Uint32())
+	}
+	for i := range 4 * testQuota / len(value) {
+		switch err := tryPut(t, m, fmt.Sprint("fill", i), string(value)); {
+		case errors.Is(err, kv.ErrNoSpace):
+			return
+		case err != nil:
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("four times the quota was written")
+}
+
+func tryPut(t *testing.T, m *Member, key, value string) error {
+	r, err := m.Propose(t.Context(), &command.Command{Put: &command.Put{Key: []byte(key), Value: []byte(value)}})
+	return errors.Join(err, r.Err)
+}
+
+// empty deletes what fill wrote, and its history.
+func empty(t *testing.T, m *Member) {
+	t.Helper()
+	r, err := m.Propose(t.Context(), &command.Command{DeleteRange: &command.DeleteRange{Range: kv.Range{Key: []byte("fill"), End: []byte("film")}}})
+	if err = errors.Join(err, r.Err); err != nil {
+		t.Fatal(err)
+	}
+	r, err = m.Propose(t.Context(), &command.Command{Compact: &command.Compact{Revision: r.Revision}})
+	if err = errors.Join(err, r.Err); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A state that reached its quota takes no put and no lease on any member, can be read and cleaned up, and takes puts again
+// once it was, by itself unless that is left to somebody.
+func TestQuota(t *testing.T) {
+	for _, manual := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 3)
+			defer c.network.Close()
+			c.change = func(o *Options) { o.QuotaBytes, o.QuotaManualDisarm = testQuota, manual }
+			for i := range 3 {
+				c.start(i)
+			}
+			m := c.members[1]
+			put(t, m, "k", "v")
+			fill(t, m)
+			time.Sleep(10 * quotaEvery)
+			for _, one := range c.members {
+				if raised, _ := m.noSpace(); !raised {
+					t.Errorf("%s has no alarm", one.options.Name)
+				}
+				if err := tryPut(t, one, "k", "w"); !errors.Is(err, kv.ErrNoSpace) {
+					t.Errorf("a put over the quota: %v", err)
+				}
+				r, err := one.Propose(t.Context(), &command.Command{LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 100}})
+				if err = errors.Join(err, r.Err); !errors.Is(err, kv.ErrNoSpace) {
+					t.Errorf("a lease over the quota: %v", err)
+				}
+				if got := get(t, one, "k"); got != "v" {
+					t.Errorf("k is %q", got)
+				}
+			}
+			empty(t, m)
+			time.Sleep(time.Minute)
+			if manual {
+				if len(m.Alarms()) == 0 {
+					t.Error("the alarm went away by itself")
+				}
+				for _, a := range m.Alarms() {
+					if _, err := m.Propose(t.Context(), &command.Command{Alarm: &command.Alarm{Alarm: kv.Alarm{Type: a.Type, MemberID: a.MemberID}}}); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			for _, one := range c.members {
+				put(t, one, "k", "x") // and so has applied what cleared the alarms
+				if size := one.machine.state.Load().Engine.Size(); nearly(size, testQuota) {
+					t.Errorf("%s is still %d bytes large", one.options.Name, size)
+				}
+				if left := one.Alarms(); len(left) > 0 {
+					t.Errorf("alarms are left: %v", left)
+				}
+			}
+			for i := range 3 {
+				c.stop(i)
+			}
+		})
+	}
+}
+
+// A negative quota is none, and clears what an earlier start has raised; the leader clears the alarms that members raised
+// about themselves and that are gone, and leaves those that somebody raised.
+func TestNoQuota(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		c.change = func(o *Options) { o.QuotaBytes = testQuota }
+		fill(t, c.start(0))
+		time.Sleep(10 * quotaEvery)
+		if len(c.members[0].Alarms()) != 1 {
+			t.Fatalf("alarms: %v", c.members[0].Alarms())
+		}
+		c.stop(0)
+		c.change = func(o *Options) { o.QuotaBytes = -1 }
+		m := c.start(0)
+		byHand := kv.Alarm{Type: kv.AlarmNoSpace, MemberID: 7}
+		for _, a := range []kv.Alarm{byHand, {Type: kv.AlarmNoSpace, MemberID: 8, Own: true}} {
+			if _, err := m.Propose(t.Context(), &command.Command{Alarm: &command.Alarm{Alarm: a, Raise: true}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(10 * quotaEvery)
+		if left := m.Alarms(); len(left) != 1 || left[0] != byHand {
+			t.Errorf("alarms are left: %v", left)
+		}
+		c.stop(0)
+	})
+}
