@@ -26,6 +26,9 @@ func (e *Engine) Size() int64 {
 	return m.live + e.sizes.written.Load() - m.flushed
 }
 
+// Unflushed is how much of Size is not in files yet.
+func (e *Engine) Unflushed() int64 { return e.sizes.written.Load() - e.sizes.measured.Load().flushed }
+
 // Measure looks at the files anew. The engine does so after a flush; after compactions somebody else has to.
 func (e *Engine) Measure() {
 	if e.gate.enter() != nil {

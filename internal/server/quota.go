@@ -58,13 +58,27 @@ func (m *Member) watchQuota() {
 		case <-tick.C:
 		}
 		e := m.machine.state.Load().Engine
-		e.Measure()
+		m.measure(e)
 		m.keepQuota(e.Size(), over)
 		if quota := m.options.QuotaBytes; quota > 0 && nearly(e.Size(), quota) {
 			m.shrink(&s, e)
 		}
 		m.clearForgotten()
 	}
+}
+
+// measure finds out how large the state is. Near a quota that is small beside the memtables, it flushes to know.
+func (m *Member) measure(e *engine.Engine) {
+	e.Measure()
+	quota := m.options.QuotaBytes
+	if quota < 0 || !nearly(e.Size(), quota) || e.Unflushed() <= quota/10 {
+		return
+	}
+	if err := e.Flush(); err != nil {
+		m.logger.Warn("flushing the state to learn its size failed; it will be tried again", "error", err)
+		return
+	}
+	e.Measure()
 }
 
 // nearly reports whether size is 90 % of the quota or more: below, an alarm that a member has raised is cleared.
@@ -113,7 +127,7 @@ type shrinker struct {
 // whole state, so once for each compaction only, and rests ten times as long as it took.
 func (m *Member) shrink(s *shrinker, e *engine.Engine) {
 	revision := m.Store().CompactRevision()
-	if s.engine == e && s.revision == revision || time.Now().Before(s.next) {
+	if revision <= 0 || s.engine == e && s.revision == revision || time.Now().Before(s.next) {
 		return
 	}
 	select {

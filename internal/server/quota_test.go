@@ -136,3 +136,29 @@ func TestNoQuota(t *testing.T) {
 		c.stop(0)
 	})
 }
+
+// What compresses well is not held against a small quota for long because memtables hold it as it came.
+func TestQuotaCountsWhatFilesTake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		c.change = func(o *Options) { o.QuotaBytes, o.MemTableBytes = testQuota, 8*testQuota }
+		m := c.start(0)
+		value := string(make([]byte, 16<<10))
+		refused := 0
+		for i := 0; i < 2*testQuota/len(value); {
+			switch err := tryPut(t, m, fmt.Sprint(i), value); {
+			case err == nil:
+				i++
+			case !errors.Is(err, kv.ErrNoSpace):
+				t.Fatal(err)
+			default:
+				if refused++; refused > 4 {
+					t.Fatalf("refused again and again at %d of %d bytes", m.machine.state.Load().Engine.Size(), testQuota)
+				}
+				time.Sleep(10 * time.Second) // four of these are less than flushEvery
+			}
+		}
+		c.stop(0)
+	})
+}
