@@ -110,7 +110,7 @@ func (p *script) call(method string, req proto.Message) {
 		p.Fatal(err)
 	}
 	resp := out.New().Interface()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	err = p.conn.Invoke(ctx, "/etcdserverpb."+method, req, resp)
 	p.answer(method, req, resp, err)

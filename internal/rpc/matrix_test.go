@@ -249,31 +249,26 @@ func TestMatrix(t *testing.T) {
 		calls = append(calls, o.calls()...)
 	}
 	calls = append(calls, leaseAndWatchCalls()...)
-	root := as(t, tok["root"])
-	asOf := map[string]context.Context{}
 	allowed, refused := 0, 0
 	for _, c := range calls {
-		g.matrixState(t, root)
+		g.matrixState(t, tok["root"])
 		err := c.do(g, within(t))
 		wantCode(t, "nobody: "+c.name, err, codes.InvalidArgument, empty)
 		for _, u := range users {
-			if asOf[u.name] == nil {
-				asOf[u.name] = as(t, tok[u.name])
-			}
 			may := true
 			for _, n := range c.needs {
 				may = may && u.may(n)
 			}
 			if may {
-				g.matrixState(t, root) // what others did may have taken a key off its lease
+				g.matrixState(t, tok["root"]) // what others did may have taken a key off its lease
 			}
-			err := c.do(g, asOf[u.name])
+			err := c.do(g, as(t, tok[u.name]))
 			if may {
 				allowed++
 				if err != nil {
 					t.Errorf("%+v: %s: %v", u, c.name, err)
 				}
-				g.matrixState(t, root)
+				g.matrixState(t, tok["root"])
 			} else {
 				refused++
 				wantCode(t, fmt.Sprintf("%+v: %s", u, c.name), err, codes.PermissionDenied, denied)
@@ -289,18 +284,18 @@ func TestMatrix(t *testing.T) {
 }
 
 // matrixState brings back the leases and their keys.
-func (g *guarded) matrixState(t *testing.T, root context.Context) {
+func (g *guarded) matrixState(t *testing.T, root string) {
 	t.Helper()
 	for lease, key := range map[int64]string{leaseOfM: "m", leaseOfA: "a"} {
-		_, err := pb.NewLeaseClient(g.conn).LeaseGrant(root, &pb.LeaseGrantRequest{ID: lease, TTL: 1000})
+		_, err := pb.NewLeaseClient(g.conn).LeaseGrant(as(t, root), &pb.LeaseGrantRequest{ID: lease, TTL: 1000})
 		if err != nil && !strings.Contains(err.Error(), "already exists") {
 			t.Fatal(err)
 		}
-		_, err = pb.NewKVClient(g.conn).Put(root, &pb.PutRequest{Key: []byte(key), Lease: lease})
+		_, err = pb.NewKVClient(g.conn).Put(as(t, root), &pb.PutRequest{Key: []byte(key), Lease: lease})
 		must(t, err)
 	}
 	// Nothing else hangs on them.
-	_, err := pb.NewKVClient(g.conn).Put(root, &pb.PutRequest{Key: []byte("m0")})
+	_, err := pb.NewKVClient(g.conn).Put(as(t, root), &pb.PutRequest{Key: []byte("m0")})
 	must(t, err)
 }
 
