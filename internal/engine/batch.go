@@ -78,10 +78,11 @@ func (b *Batch) Empty() bool { return b.b.Empty() }
 // Commit makes the batch visible. It does not wait for the disk, unless memtables are full and a flush is behind. After
 // an error nothing of the batch is visible and the store must not be written any more.
 func (b *Batch) Commit() error {
+	size := b.b.Len() // a large batch gives its bytes away when it is committed
 	if err := b.b.Commit(pebble.NoSync); err != nil {
-		return fmt.Errorf("commit batch of %d bytes: %w", b.b.Len(), err)
+		return fmt.Errorf("commit batch of %d bytes: %w", size, err)
 	}
-	b.sizes.written.Add(int64(b.b.Len()))
+	b.sizes.written.Add(int64(size))
 	return nil
 }
 

@@ -128,8 +128,8 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	// those of compactions too. What both were told is a flush that failed.
 	var flushFailure atomic.Pointer[error]
 	p.EventListener = &pebble.EventListener{
+		// Both are called with Pebble's lock held: they only note and nudge.
 		FlushBegin: func(pebble.FlushInfo) { e.sizes.begun.Store(e.sizes.written.Load()) },
-		// Called with Pebble's lock held: only nudge.
 		FlushEnd: func(i pebble.FlushInfo) {
 			if flushFailure.Store(&i.Err); i.Err != nil {
 				return

@@ -53,3 +53,25 @@ func TestSize(t *testing.T) {
 	}
 	around("after shrinking", 0, size)
 }
+
+// A batch that is large beside a memtable counts as much as the same rows in small ones.
+func TestSizeOfLargeBatch(t *testing.T) {
+	e, err := Open(Options{FS: vfs.NewMem(), Dir: "state", MemTableBytes: 64 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	b := e.NewBatch()
+	defer b.Close()
+	before := e.sizes.written.Load()
+	const size = 256 << 10
+	if err := b.Set(MetaName("large"), make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if got := e.sizes.written.Load() - before; got < size {
+		t.Errorf("%d bytes of %d count", got, size)
+	}
+}
