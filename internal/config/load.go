@@ -217,8 +217,6 @@ func (c *Config) take(given map[string]setting) error {
 			return fmt.Errorf("%s: %s is not supported yet; leave the setting out", s.shown, f.Why)
 		case f.Support == Meaningless:
 			c.note(slog.LevelWarn, "setting has no meaning here and is ignored", "setting", s.shown, "reason", f.Why)
-		case f.partly:
-			c.note(slog.LevelWarn, "setting works in part", "setting", s.shown, "reason", f.Why)
 		}
 		c.Given[f.Name] = s.written
 	}
@@ -230,11 +228,7 @@ func (f Flag) isDefault(v string) bool {
 	if d, err := f.Kind.parse(f.Default); err == nil && v == d {
 		return true
 	}
-	switch f.Name {
-	case "cors", "host-whitelist":
-		return v == ""
-	}
-	return false
+	return v == "" && (f.Name == "cors" || f.Name == "host-whitelist")
 }
 
 func (c *Config) note(l slog.Level, msg string, args ...any) {

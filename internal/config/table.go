@@ -31,7 +31,6 @@ type Flag struct {
 	File string
 
 	secret bool              // the value is never shown
-	partly bool              // works in part, as Why says: noted when set
 	bind   func(*Config) any // where a value that works goes
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -269,10 +270,10 @@ func (c *Config) setRotation(at func(string) string) error {
 // setAutoCompaction reads how much history the leader keeps when it compacts by itself: a number of revisions, or a time,
 // where a number without a unit means hours.
 func (c *Config) setAutoCompaction(at func(string) string) error {
-	retention := c.retention
+	retention := cmp.Or(c.retention, "0")
 	n, err := strconv.ParseInt(retention, 10, 64)
 	if c.retentionMode == "revision" {
-		if retention != "" && (err != nil || n < 0) {
+		if err != nil || n < 0 {
 			return fmt.Errorf("%s: not a number of revisions; write one of at least 0, as 1000, or --auto-compaction-mode=periodic",
 				at("auto-compaction-retention"))
 		}
@@ -280,10 +281,10 @@ func (c *Config) setAutoCompaction(at func(string) string) error {
 		return nil
 	}
 	period := time.Duration(n) * time.Hour
-	if err != nil && retention != "" {
+	if err != nil {
 		period, err = time.ParseDuration(retention)
 	}
-	if retention != "" && err != nil || period < 0 || n < 0 || n > int64(math.MaxInt64/time.Hour) {
+	if err != nil || period < 0 || n < 0 || n > int64(math.MaxInt64/time.Hour) {
 		return fmt.Errorf("%s: not a time; write hours or a duration of at least 0, as 8 or 30m", at("auto-compaction-retention"))
 	}
 	c.AutoCompactionPeriod = period
