@@ -96,8 +96,6 @@ func TestAuthOnEveryMember(t *testing.T) {
 		if tokens[0].Load() == 0 || tokens[1].Load() == 0 {
 			t.Error("a member was not told of a token")
 		}
-		for i := range 3 {
-			c.stop(i)
-		}
+		c.stopAll()
 	})
 }

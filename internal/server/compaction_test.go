@@ -16,9 +16,7 @@ func TestCompactsByItself(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.Retention = leader.Retention{Period: time.Hour} }
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		const step = 10 * time.Minute
 		var history []int64 // the revision at each step
 		lead := -1

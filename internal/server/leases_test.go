@@ -38,9 +38,7 @@ func TestLeadsByMajority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		put(t, c.members[0], "k", "v")
 		var leader *Member
 		var ids []uint64
@@ -59,8 +57,8 @@ func TestLeadsByMajority(t *testing.T) {
 			{LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 1000}}, {LeaseGrant: &command.LeaseGrant{ID: 2, TTL: 1000}},
 			{LeaseRevoke: &command.LeaseRevoke{ID: 1}},
 		} {
-			if r, err := leader.Propose(t.Context(), cmd); err != nil || r.Err != nil {
-				t.Fatal(err, r.Err)
+			if _, err := try(t, leader, cmd); err != nil {
+				t.Fatal(err)
 			}
 		}
 		if n := leader.LeaseStats().Leases; n != 1 {
@@ -83,9 +81,7 @@ func TestLeadsByMajority(t *testing.T) {
 			t.Errorf("deposed, it has the clocks of %d leases", n)
 		}
 		c.network.Heal()
-		for i := range 3 {
-			c.stop(i)
-		}
+		c.stopAll()
 	})
 }
 

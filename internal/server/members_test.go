@@ -169,9 +169,7 @@ func TestAddWithOneDown(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.StrictReconfig = true }
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		m := c.members[0]
 		until(t, "the members do not say who they are", func() bool { _, started := m.voters(0); return started == 3 })
 		c.members[2].Kill()
@@ -193,9 +191,7 @@ func TestAddWithOneDown(t *testing.T) {
 		}
 		put(t, m, "k", "w")
 		knows(t, m, member.Member{ID: id, PeerURLs: []string{"http://new"}})
-		for i := range 3 {
-			c.stop(i)
-		}
+		c.stopAll()
 	})
 }
 

@@ -22,7 +22,7 @@ func fill(t *testing.T, m *Member) {
 		value[i] = byte(rand.Uint32())
 	}
 	for i := range 4 * testQuota / len(value) {
-		switch err := tryPut(t, m, fmt.Sprint("fill", i), string(value)); {
+		switch _, err := tryPut(t, m, fmt.Sprint("fill", i), string(value)); {
 		case errors.Is(err, kv.ErrNoSpace):
 			return
 		case err != nil:
@@ -32,20 +32,14 @@ func fill(t *testing.T, m *Member) {
 	t.Fatal("four times the quota was written")
 }
 
-func tryPut(t *testing.T, m *Member, key, value string) error {
-	r, err := m.Propose(t.Context(), &command.Command{Put: &command.Put{Key: []byte(key), Value: []byte(value)}})
-	return errors.Join(err, r.Err)
-}
-
 // empty deletes what fill wrote, and its history.
 func empty(t *testing.T, m *Member) {
 	t.Helper()
-	r, err := m.Propose(t.Context(), &command.Command{DeleteRange: &command.DeleteRange{Range: kv.Range{Key: []byte("fill"), End: []byte("film")}}})
-	if err = errors.Join(err, r.Err); err != nil {
+	r, err := try(t, m, &command.Command{DeleteRange: &command.DeleteRange{Range: kv.Range{Key: []byte("fill"), End: []byte("film")}}})
+	if err != nil {
 		t.Fatal(err)
 	}
-	r, err = m.Propose(t.Context(), &command.Command{Compact: &command.Compact{Revision: r.Revision}})
-	if err = errors.Join(err, r.Err); err != nil {
+	if _, err := try(t, m, &command.Command{Compact: &command.Compact{Revision: r.Revision}}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -58,9 +52,7 @@ func TestQuota(t *testing.T) {
 			c := newCluster(t, 3)
 			defer c.network.Close()
 			c.change = func(o *Options) { o.QuotaBytes, o.QuotaManualDisarm = testQuota, manual }
-			for i := range 3 {
-				c.start(i)
-			}
+			c.startAll()
 			m := c.members[1]
 			put(t, m, "k", "v")
 			fill(t, m)
@@ -69,11 +61,10 @@ func TestQuota(t *testing.T) {
 				if raised, _ := m.noSpace(); !raised {
 					t.Errorf("%s has no alarm", one.options.Name)
 				}
-				if err := tryPut(t, one, "k", "w"); !errors.Is(err, kv.ErrNoSpace) {
+				if _, err := tryPut(t, one, "k", "w"); !errors.Is(err, kv.ErrNoSpace) {
 					t.Errorf("a put over the quota: %v", err)
 				}
-				r, err := one.Propose(t.Context(), &command.Command{LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 100}})
-				if err = errors.Join(err, r.Err); !errors.Is(err, kv.ErrNoSpace) {
+				if _, err := try(t, one, &command.Command{LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 100}}); !errors.Is(err, kv.ErrNoSpace) {
 					t.Errorf("a lease over the quota: %v", err)
 				}
 				if got := get(t, one, "k"); got != "v" {
@@ -101,9 +92,7 @@ func TestQuota(t *testing.T) {
 					t.Errorf("alarms are left: %v", left)
 				}
 			}
-			for i := range 3 {
-				c.stop(i)
-			}
+			c.stopAll()
 		})
 	}
 }
@@ -147,7 +136,7 @@ func TestQuotaCountsWhatFilesTake(t *testing.T) {
 		value := string(make([]byte, 16<<10))
 		refused := 0
 		for i := 0; i < 2*testQuota/len(value); {
-			switch err := tryPut(t, m, fmt.Sprint(i), value); {
+			switch _, err := tryPut(t, m, fmt.Sprint(i), value); {
 			case err == nil:
 				i++
 			case !errors.Is(err, kv.ErrNoSpace):

@@ -70,11 +70,35 @@ func (c *cluster) stop(i int) {
 	}
 }
 
+func (c *cluster) startAll() {
+	c.t.Helper()
+	for i := range c.members {
+		c.start(i)
+	}
+}
+
+func (c *cluster) stopAll() {
+	c.t.Helper()
+	for i := range c.members {
+		c.stop(i)
+	}
+}
+
+// try proposes a command. The error is that of proposing it or the one that it was refused with.
+func try(t *testing.T, m *Member, c *command.Command) (command.Result, error) {
+	r, err := m.Propose(t.Context(), c)
+	return r, errors.Join(err, r.Err)
+}
+
+func tryPut(t *testing.T, m *Member, key, value string) (command.Result, error) {
+	return try(t, m, &command.Command{Put: &command.Put{Key: []byte(key), Value: []byte(value)}})
+}
+
 func put(t *testing.T, m *Member, key, value string) command.Result {
 	t.Helper()
-	r, err := m.Propose(t.Context(), &command.Command{Put: &command.Put{Key: []byte(key), Value: []byte(value)}})
-	if err != nil || r.Err != nil {
-		t.Fatalf("put %s: %v, %v", key, err, r.Err)
+	r, err := tryPut(t, m, key, value)
+	if err != nil {
+		t.Fatalf("put %s: %v", key, err)
 	}
 	return r
 }
@@ -96,9 +120,7 @@ func TestThreeMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		for i, m := range c.members {
 			put(t, m, fmt.Sprintf("key%d", i), fmt.Sprint(i))
 		}
@@ -123,9 +145,7 @@ func TestThreeMembers(t *testing.T) {
 				t.Fatalf("key1 is %q on member %d", got, i)
 			}
 		}
-		for i := range 3 {
-			c.stop(i)
-		}
+		c.stopAll()
 	})
 }
 
@@ -134,9 +154,7 @@ func TestLeaseThroughAnyMember(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		granted, err := c.members[0].Propose(t.Context(), &command.Command{LeaseGrant: &command.LeaseGrant{ID: 7, TTL: 10}})
 		if err != nil || granted.Err != nil {
 			t.Fatal(err, granted.Err)
@@ -167,9 +185,7 @@ func TestLeaseThroughAnyMember(t *testing.T) {
 				t.Fatalf("the key has outlived its lease: %+v, %v", r, err)
 			}
 		}
-		for i := range 3 {
-			c.stop(i)
-		}
+		c.stopAll()
 	})
 }
 
@@ -239,9 +255,7 @@ func TestCatchUpFromCheckpoint(t *testing.T) {
 			o.CatchupEntries = 10
 			o.Observer.Replica.Installed = func(uint64, time.Duration) { installed++ }
 		}
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		before := put(t, c.members[2], "before", "1")
 		c.members[2].Kill()
 		for i := range 3000 {
@@ -263,9 +277,7 @@ func TestCatchUpFromCheckpoint(t *testing.T) {
 			t.Fatalf("history ends at %d of %d: %v", next, last.Revision, err)
 		}
 		put(t, m, "after", "1")
-		for i := range 3 {
-			c.stop(i)
-		}
+		c.stopAll()
 	})
 }
 
@@ -280,9 +292,7 @@ func TestStateReplacedAlive(t *testing.T) {
 			o.CatchupEntries = 10
 			o.Observer.Replica.Installed = func(uint64, time.Duration) { installed++ }
 		}
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		m := c.members[2]
 		next := put(t, m, "before", "1").Revision
 		s := m.Hub().NewStream()
@@ -312,18 +322,16 @@ func TestStateReplacedAlive(t *testing.T) {
 				}
 			}
 		}
-		r, err := m.Propose(t.Context(), &command.Command{Compact: &command.Compact{Revision: last - 1}})
-		if err != nil || r.Err != nil {
-			t.Fatal(err, r.Err)
+		r, err := try(t, m, &command.Command{Compact: &command.Compact{Revision: last - 1}})
+		if err != nil {
+			t.Fatal(err)
 		}
 		select {
 		case <-r.Compacted:
 		case <-time.After(time.Minute):
 			t.Error("what was compacted is not deleted")
 		}
-		for i := range 3 {
-			c.stop(i)
-		}
+		c.stopAll()
 	})
 }
 
@@ -332,9 +340,7 @@ func TestRefusesWipedMember(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
-		for i := range 3 {
-			c.start(i)
-		}
+		c.startAll()
 		put(t, c.members[2], "k", "v")
 		time.Sleep(time.Second) // for all to have published themselves
 		c.stop(2)

@@ -108,6 +108,6 @@ func (m *Member) endDowngrade() {
 
 func (m *Member) proposeQuietly(c *command.Command) {
 	if _, err := m.Propose(m.life, c); err != nil && m.life.Err() == nil {
-		m.logger.Warn("what the leader decided could not be agreed on; it tries again", "what", c.Name(), "error", err)
+		m.logger.Warn("what this member decided could not be agreed on; it tries again", "what", c.Name(), "error", err)
 	}
 }
