@@ -430,10 +430,12 @@ func FuzzRow(f *testing.F) {
 	f.Add([]byte("us"), encodeSettings(nil, Settings{Enabled: true, Revision: 5, Disabled: 2}))
 	f.Add([]byte("uuname"), encodeUser(nil, &User{Name: "name", Hash: []byte("secret"), Roles: []string{"a", "b"}, Since: 3}))
 	f.Add([]byte("urname"), encodeRole(nil, &Role{Permissions: []kv.Permission{{Range: kv.Range{Key: []byte("k"), End: []byte{0}}, Access: 2}}}))
+	f.Add([]byte("4{{{{{{"), []byte(`"4{{{{{{"`)) // a value that quoting the key gives
 	f.Fuzz(func(t *testing.T, key, value []byte) {
 		row, err := DecodeRow(key, value)
 		if err != nil {
-			if !errors.Is(err, engine.ErrMalformed) || len(value) > 8 && !bytes.Contains(key, value) && strings.Contains(err.Error(), string(value)) {
+			// The value may be a secret: what is said is what would be said of no value at all.
+			if _, empty := DecodeRow(key, nil); !errors.Is(err, engine.ErrMalformed) || err.Error() != empty.Error() {
 				t.Fatal(err)
 			}
 			return
