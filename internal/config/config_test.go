@@ -409,6 +409,8 @@ func TestBadInput(t *testing.T) {
 		{"--auto-compaction-retention=9999999", "--auto-compaction-retention=9999999: not a time"},
 		{"--auto-compaction-mode=revision --auto-compaction-retention=8h", "--auto-compaction-retention=8h: not a number of revisions; write one of at least 0, as 1000, or --auto-compaction-mode=periodic"},
 		{"--feature-gates=InitialCorruptCheck=true", "--feature-gates=InitialCorruptCheck=true: comparing the members' data before serving is not supported yet"},
+		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=-1", "--distributed-tracing-sampling-rate=-1: tracing sampling rate must be positive; write a number from 0 to 1000000"},
+		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=1000001", "--distributed-tracing-sampling-rate=1000001: tracing sampling rate must be less than 1000000"},
 		{"--feature-gates=Foo=true", "not a feature gate of etcd 3.7"},
 		{"--feature-gates=LeaseCheckpoint", "write NAME=true or NAME=false"},
 		{"--feature-gates=LeaseCheckpoint=yes", `"LeaseCheckpoint=yes" does not say on or off`},

@@ -26,6 +26,7 @@ watch: kv                               # reads history through an interface of 
 leader: command kv                      # jobs that only propose, through functions it is given
 compactor:                              # drives a compaction's steps beside the writers; only calls
 datadir:                                # the layout of the data directory
+tracing:                                # spans to a collector; others make them
 metrics:                                # the list of measurements; others give it values
 rpc: auth command fsm kv metrics mvcc token watch  # services: validate, translate, encode
 rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
@@ -36,7 +37,7 @@ backup: alarm auth backup/bolt backup/wal command datadir engine fsm kv lease me
 backup/bolt:                            # reads bytes of etcd's files; knows no words
 backup/wal:                             # reads bytes of etcd's files; knows no words
 server: auth backup command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics raftlog replica rpc server token tracing transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -61,6 +62,11 @@ google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
 github.com/gorilla/websocket: internal/gateway # the JSON form over websockets; what etcd uses, so that handshakes answer alike
 github.com/prometheus: internal/metrics # others call observers
+go.opentelemetry.io/otel/attribute: internal/rpc # what a span says of a request
+go.opentelemetry.io/otel/trace: internal/rpc internal/tracing # the spans of requests
+go.opentelemetry.io: internal/tracing # so that what spans are sent by can be replaced
+google.golang.org/grpc/stats: internal/rpc internal/tracing # what makes a span of each call
+github.com/go-logr/logr: internal/tracing # through which OpenTelemetry's library logs
 golang.org/x/sys: internal/cli # SO_REUSEPORT
 github.com/spf13/cobra: internal/cli # commands
 github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that etcd uses
