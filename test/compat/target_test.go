@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,7 +61,7 @@ func (t *target) start() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	dir := filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.name, t.starts))
-	c, err := cluster.Start(ctx, dir, memberCount, t.command, append(append([]string{}, flags...), t.extra...)...)
+	c, err := cluster.StartSecure(ctx, clientTLS(), dir, memberCount, t.command, slices.Concat(flags, secureFlags(), t.extra)...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.name, err)
 	}
