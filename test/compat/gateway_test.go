@@ -222,6 +222,9 @@ func (t *target) http(c gatewayCall) (string, error) {
 	defer r.Body.Close()
 	headers := ""
 	for _, h := range []string{"Allow", "X-Content-Type-Options", "Grpc-Metadata-Content-Type", "Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Trailer"} {
+		if pairs != nil && r.StatusCode >= 400 && h == "Grpc-Metadata-Content-Type" {
+			continue // docs/compat.md
+		}
 		if v := r.Header.Values(h); len(v) > 0 {
 			headers += fmt.Sprintf("%s=%q ", h, v)
 		}

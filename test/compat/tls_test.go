@@ -96,6 +96,14 @@ func (t *target) transport() http.RoundTripper {
 	return http.DefaultTransport
 }
 
+// TestCertificateUser makes calls in the name of the user whose name the client's certificate has.
+func TestCertificateUser(t *testing.T) {
+	if pairs == nil {
+		t.Skip("no -tls")
+	}
+	guardedFile(t, "testdata/tls/certificate.txt")
+}
+
 // TestHandshakes compares what becomes of good and bad beginnings of a connection, as far as the client sees it.
 func TestHandshakes(t *testing.T) {
 	if pairs == nil {
@@ -116,7 +124,7 @@ func TestHandshakes(t *testing.T) {
 		listed string // where docs/compat.md says that Trivet differs: its own class
 	}{
 		{"HTTP/2", with(pairs.good, protos("h2")), ""},
-		{"HTTP/1.1", with(pairs.good, protos("http/1.1")), ""},
+		{"HTTP/1.1", with(pairs.good, protos("http/1.1")), `TLS 1.3 "http/1.1" CN=member, HTTP/1`},
 		{"both", with(pairs.good, protos("h2", "http/1.1")), ""},
 		{"no protocol named", with(pairs.good, nil), ""},
 		{"another protocol", with(pairs.good, protos("spdy/1")), ""},
