@@ -235,6 +235,24 @@ func (w *Writer) head(key []byte) (*head, error) {
 	return h, nil
 }
 
+// Prepare looks up what puts of keys must know of them, in order of keys: a lookup behind its neighbour finds the files open
+// and their blocks at hand. It changes no answer. keys is reordered.
+func (w *Writer) Prepare(keys [][]byte) error {
+	unknown := keys[:0]
+	for _, key := range keys {
+		if w.s.heads.get(key) == nil {
+			unknown = append(unknown, key)
+		}
+	}
+	slices.SortFunc(unknown, bytes.Compare)
+	for _, key := range unknown {
+		if _, err := w.head(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // openHeads opens the durable state if what was written since is in the cache, else what was committed before this batch.
 // Between a key's newest version in the durable state and now lies no change of it then, but perhaps a compaction: it may
 // have deleted a tombstone, which is no head either way.

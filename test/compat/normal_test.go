@@ -144,7 +144,7 @@ func (n *names) memberList(m *pb.MemberListResponse) {
 
 func scheme(urls []string) []string {
 	for i, u := range urls {
-		urls[i] = u[:len("http://127.0.0.1:")]
+		urls[i] = u[:strings.LastIndexByte(u, ':')]
 	}
 	return urls
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,7 +61,7 @@ func (t *target) start() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	dir := filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.name, t.starts))
-	c, err := cluster.Start(ctx, dir, memberCount, t.command, append(append([]string{}, flags...), t.extra...)...)
+	c, err := cluster.StartSecure(ctx, clientTLS(), dir, memberCount, t.command, slices.Concat(flags, secureFlags(), t.extra)...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.name, err)
 	}
@@ -206,8 +207,8 @@ func (t *target) catchUp(ctx context.Context) error {
 	for _, c := range t.conns {
 		go func() {
 			_, err := pb.NewKVClient(c).Range(ctx, &pb.RangeRequest{Key: []byte("barrier"), CountOnly: true})
-			if status.Code(err) == codes.InvalidArgument {
-				err = nil // it named no user, which is looked at behind the barrier
+			if c := status.Code(err); c == codes.InvalidArgument || c == codes.PermissionDenied {
+				err = nil // it named no user, or that of the certificate, which is looked at behind the barrier
 			}
 			errs <- err
 		}()
