@@ -188,6 +188,9 @@ func FuzzDecode(f *testing.F) {
 		if c.Decode(b) != nil {
 			return
 		}
+		if key, ok := PutKey(b); ok != (c.Put != nil) || ok && !bytes.Equal(key, c.Put.Key) {
+			t.Fatalf("the key put by %x: %x, %t", b, key, ok)
+		}
 		encoded := c.Append(nil)
 		if err := again.Decode(encoded); err != nil {
 			t.Fatal(err)

@@ -210,11 +210,11 @@ func (t *target) http(c gatewayCall) (string, error) {
 		}
 		return fmt.Sprint(t.base - 1 + i)
 	})
-	req, err := http.NewRequestWithContext(ctx, c.method, "http://"+t.cluster.Members[0].Client+c.path, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, c.method, t.url(0)+c.path, strings.NewReader(body))
 	if err != nil {
 		return "", err
 	}
-	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: time.Minute}
+	client := http.Client{Transport: t.transport(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: time.Minute}
 	r, err := client.Do(req)
 	if err != nil {
 		return "", err
@@ -222,6 +222,9 @@ func (t *target) http(c gatewayCall) (string, error) {
 	defer r.Body.Close()
 	headers := ""
 	for _, h := range []string{"Allow", "X-Content-Type-Options", "Grpc-Metadata-Content-Type", "Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Trailer"} {
+		if pairs != nil && r.StatusCode >= 400 && h == "Grpc-Metadata-Content-Type" {
+			continue // docs/compat.md
+		}
 		if v := r.Header.Values(h); len(v) > 0 {
 			headers += fmt.Sprintf("%s=%q ", h, v)
 		}
