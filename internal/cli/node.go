@@ -190,7 +190,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 	o.APIVersion, o.DowngradeCheck = version.Version, c.DowngradeCheckTime
 	switch {
 	case len(c.Join) > 0:
-		o.Join, o.Promote = joinEndpoints(c, log, doors), true
+		o.Join, o.Answers, o.Promote = joinEndpoints(c, log, doors), answers(c, doors), true
 	case c.InitialClusterState == "existing":
 		o.Join = joinExisting(c, log, doors)
 	}
