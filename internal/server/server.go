@@ -128,6 +128,7 @@ func Start(o Options) (*Member, error) {
 	}
 	m.running.Go(m.flushNowAndThen)
 	m.running.Go(m.watchQuota)
+	m.running.Go(m.giveSpaceBack)
 	if o.Retention.Enabled() {
 		m.running.Go(m.compactNowAndThen)
 	}
