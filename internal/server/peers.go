@@ -25,13 +25,18 @@ const (
 	callMembers         = 6 // without a body, also of a stranger; answered by a Joined as JSON
 	callJoin            = 7 // of a stranger; JoinRequest and joinAnswer as JSON
 	callVersion         = 8 // without a body; answered by the version of the API that this member's binary serves
+	callLeads           = 9 // 8 bytes that say nothing; answered by one byte, 1 if this member leads
+	// Of a number that the caller drew; answered by one byte, 1 if the caller was sent the state in a MsgSnap with that
+	// number as its context, 0 if it cannot be sent now (rebuild.go).
+	callRebuild = 10
 )
 
 // peers takes what arrives from other members: raft's messages go to the replica, calls to the member. The network may be
 // joined before there is a replica; what comes for it meanwhile is lost, as anything on a network may be.
 type peers struct {
-	m       *Member
-	replica atomic.Pointer[replica.Replica]
+	m          *Member
+	replica    atomic.Pointer[replica.Replica]
+	rebuilding atomic.Pointer[rebuilding] // nil: this member is not being rebuilt
 
 	mu    sync.Mutex
 	ended map[uint64]bool // peers at whose addresses nobody listens
@@ -51,6 +56,9 @@ func (p *peers) Receive(message *raftpb.Message) {
 func (p *peers) ReceiveSnapshot(message *raftpb.Message, dir string, discard func()) error {
 	if r := p.replica.Load(); r != nil {
 		return r.ReceiveSnapshot(message, dir, discard)
+	}
+	if b := p.rebuilding.Load(); b != nil {
+		return b.take(receivedState{message, dir, discard})
 	}
 	return errStarting
 }
@@ -141,6 +149,17 @@ func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) 
 			return []byte{1}, nil
 		}
 		return []byte{0}, nil
+	case callLeads:
+		if p.m.isLeader() {
+			return []byte{1}, nil
+		}
+		return []byte{0}, nil
+	case callRebuild:
+		err := p.m.sendState(ctx, from, body)
+		if errors.Is(err, errNotNow) {
+			return []byte{0}, nil
+		}
+		return []byte{1}, err
 	case callLeaseRenew, callLeaseTimeToLive:
 		a := leaseAnswer{err: kv.ErrNotLeader}
 		if p.replica.Load() != nil {
