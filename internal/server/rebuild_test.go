@@ -70,8 +70,8 @@ var damages = map[string]func(t *testing.T, fsys vfs.FS){
 	"STATE is gone":              func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/STATE") },
 	"the state is gone":          func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/state-1") },
 	"the state is empty":         func(t *testing.T, fsys vfs.FS) { emptied(t, fsys, "data/state-1") },
-	"the manifest is gone":       func(t *testing.T, fsys vfs.FS) { remove(t, fsys, manifest(t, fsys)) },
-	"the manifest is other":      func(t *testing.T, fsys vfs.FS) { flip(t, fsys, manifest(t, fsys), 20) },
+	"the manifest is gone":       func(t *testing.T, fsys vfs.FS) { manifests(t, fsys, func(m string) { remove(t, fsys, m) }) },
+	"the manifest is other":      func(t *testing.T, fsys vfs.FS) { manifests(t, fsys, func(m string) { flip(t, fsys, m, 20) }) },
 	"a table is gone":            func(t *testing.T, fsys vfs.FS) { remove(t, fsys, files(t, fsys, "data/state-1", ".sst")[0]) },
 	"the log and STATE are gone": func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/log"); remove(t, fsys, "data/STATE") },
 }
@@ -83,18 +83,16 @@ func emptied(t *testing.T, fsys vfs.FS, dir string) {
 	}
 }
 
-func manifest(t *testing.T, fsys vfs.FS) string {
+func manifests(t *testing.T, fsys vfs.FS, each func(path string)) {
 	names, err := fsys.List("data/state-1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, "MANIFEST") {
-			return fsys.PathJoin("data/state-1", name)
+			each(fsys.PathJoin("data/state-1", name))
 		}
 	}
-	t.Fatalf("no manifest in %v", names)
-	return ""
 }
 
 // write writes keys through a member.
