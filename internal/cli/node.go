@@ -154,6 +154,10 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 	}
 	o.StrictReconfig, o.MaxLearners, o.ForceNewCluster = c.StrictReconfigCheck, uint64(c.MaxLearners), c.ForceNewCluster
 	o.Retention = leader.Retention{Period: c.AutoCompactionPeriod, Revisions: c.AutoCompactionRevisions}
+	o.InitialCorruptCheck, o.CorruptCheckTime = c.Gates["InitialCorruptCheck"], c.CorruptCheckTime
+	if c.Gates["CompactHashCheck"] {
+		o.CompactHashCheckTime = c.CompactHashCheckTime
+	}
 	o.APIVersion, o.DowngradeCheck = version.Version, c.DowngradeCheckTime
 	switch {
 	case len(c.Join) > 0:

@@ -49,6 +49,10 @@ type Config struct {
 	MaxLearners         uint
 	ForceNewCluster     bool
 	DowngradeCheckTime  time.Duration
+	// Checks by the leader that the members' data is the same: of the newest revision (0: none), and of compactions, with
+	// the gate CompactHashCheck. Neither is negative, and the latter is not zero.
+	CorruptCheckTime     time.Duration
+	CompactHashCheckTime time.Duration
 	// History that automatic compaction keeps; at most one is not zero.
 	AutoCompactionPeriod    time.Duration
 	AutoCompactionRevisions int64

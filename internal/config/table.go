@@ -45,6 +45,7 @@ const (
 	tracing    = "Distributed tracing"
 	features   = "Features"
 	unsafe     = "Unsafe"
+	older      = "Names of etcd up to 3.6"
 	general    = "General"
 )
 
@@ -254,9 +255,10 @@ var table = []Flag{
 	{Name: "distributed-tracing-instance-id", Kind: String, Section: tracing, Support: Meaningless, Help: "Instance in traces.", Why: onlyTracing},
 	{Name: "distributed-tracing-sampling-rate", Kind: Int, Default: "0", Section: tracing, Support: Meaningless, Help: "Traces per million spans.", Why: onlyTracing},
 
-	{Name: "corrupt-check-time", Kind: Duration, Default: "0s", Section: features, Support: Later, Help: "Time between checks that members agree.", Why: "comparing the members' data"},
-	{Name: "compact-hash-check-time", Kind: Duration, Default: "1m0s", Section: features, Support: Meaningless, Help: "Time between checks of compaction hashes.",
-		Why: "it is read with the feature gate CompactHashCheck only, which comes later"},
+	{Name: "corrupt-check-time", Kind: Duration, Default: "0s", Section: features, Help: "Time between checks by the leader that the members' data is the same; 0: none.",
+		bind: func(c *Config) any { return &c.CorruptCheckTime }},
+	{Name: "compact-hash-check-time", Kind: Duration, Default: "1m0s", Section: features, Help: "Time between the leader's looks whether a compaction is to be checked.",
+		Why: "it is read with the feature gate CompactHashCheck only, as in etcd", bind: func(c *Config) any { return &c.CompactHashCheckTime }},
 	{Name: "compaction-batch-limit", Kind: Int, Default: "0", Section: features, Support: Meaningless, Help: "Revisions deleted in one step of a compaction.",
 		Why: "a compaction runs in small steps beside the writers and sizes them itself"},
 	{Name: "compaction-sleep-interval", Kind: Duration, Default: "0s", Section: features, Support: Meaningless, Help: "Pause between the steps of a compaction.",
@@ -278,6 +280,12 @@ var table = []Flag{
 		bind: func(c *Config) any { return &c.ForceNewCluster }},
 	{Name: "unsafe-no-fsync", Kind: Bool, Default: "false", Section: unsafe, Help: "Never wait for the disk: a crash of the machine loses what was acknowledged.",
 		bind: func(c *Config) any { return &c.UnsafeNoFsync }},
+
+	// Names of etcd up to 3.6, which 3.7 refuses; what they say is settled by setOldNames.
+	{Name: "experimental-initial-corrupt-check", Kind: Bool, Default: "false", Section: older, Help: "Old name of the feature gate InitialCorruptCheck."},
+	{Name: "experimental-corrupt-check-time", Kind: Duration, Default: "0s", Section: older, Help: "Old name of --corrupt-check-time."},
+	{Name: "experimental-compact-hash-check-enabled", Kind: Bool, Default: "false", Section: older, Help: "Old name of the feature gate CompactHashCheck."},
+	{Name: "experimental-compact-hash-check-time", Kind: Duration, Default: "1m0s", Section: older, Help: "Old name of --compact-hash-check-time."},
 
 	// Flags that etcd 3.7 still takes and ignores; like there, they need no value.
 	{Name: "cluster-active-size", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},

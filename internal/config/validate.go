@@ -157,6 +157,15 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	if err := c.setGates(given["feature-gates"]); err != nil {
 		return err
 	}
+	if err := c.setOldNames(given); err != nil {
+		return err
+	}
+	switch {
+	case c.CorruptCheckTime < 0:
+		return fmt.Errorf("%s: the time must not be negative; write 0 to turn the check off", at("corrupt-check-time"))
+	case c.CompactHashCheckTime <= 0:
+		return fmt.Errorf("%s: the time must be above zero; etcd's default is 1m", at("compact-hash-check-time"))
+	}
 	if c.UnsafeNoFsync {
 		c.note(slog.LevelWarn, "UNSAFE: nothing waits for the disk; when this machine crashes, writes that were acknowledged are lost, and the member may have to be replaced",
 			"setting", at("unsafe-no-fsync"))

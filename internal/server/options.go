@@ -58,10 +58,15 @@ type Options struct {
 	QuotaBytes        int64
 	QuotaManualDisarm bool
 	// Retention is the history that the leader keeps when it compacts by itself; zero: it does not.
-	Retention       leader.Retention
-	MemTableBytes   int64 // of the state engine; 0: its default
-	CacheBytes      int64 // of the state engine; 0: its default
-	LogSegmentBytes int64 // of the raft log; 0: its default
+	Retention leader.Retention
+	// etcd's checks that the members hold the same: before serving; of the newest revision, and of what the last compaction
+	// left, by the leader at these intervals (0: never).
+	InitialCorruptCheck  bool
+	CorruptCheckTime     time.Duration
+	CompactHashCheckTime time.Duration
+	MemTableBytes        int64 // of the state engine; 0: its default
+	CacheBytes           int64 // of the state engine; 0: its default
+	LogSegmentBytes      int64 // of the raft log; 0: its default
 
 	// WatchProgress is how often a watcher that asked for it hears of the revision while nothing happens; 0: 10 minutes.
 	WatchProgress time.Duration

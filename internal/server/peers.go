@@ -14,7 +14,7 @@ import (
 	"github.com/trivet-kv/trivet/internal/replica"
 )
 
-// The calls that members make of one another. Bodies are an id, 8 bytes big endian. Numbers are never used again for
+// The calls that members make of one another. Bodies are an id, 8 bytes big endian, unless said otherwise. Numbers are never used again for
 // another call.
 const (
 	callLeaseRenew      = 1 // of a lease; answered by leaseAnswer
@@ -29,6 +29,7 @@ const (
 	// Of a number that the caller drew; answered by one byte, 1 if the caller was sent the state in a MsgSnap with that
 	// number as its context, 0 if it cannot be sent now (rebuild.go).
 	callRebuild = 10
+	callHash    = 12 // hashRequest; answered by encodeData
 )
 
 // peers takes what arrives from other members: raft's messages go to the replica, calls to the member. The network may be
@@ -129,6 +130,8 @@ func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) 
 		return []byte(p.m.options.APIVersion), nil
 	case from == 0:
 		return nil, errors.New("a stranger may only ask for the members, and to join")
+	case kind == callHash:
+		return p.m.serveHash(ctx, body)
 	case len(body) != 8:
 		return nil, fmt.Errorf("a call of kind %d with %d bytes, want 8", kind, len(body))
 	}

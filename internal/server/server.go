@@ -49,6 +49,7 @@ type Member struct {
 	overQuota   chan struct{} // capacity 1: a command was refused
 	othersNow   chan struct{} // capacity 1: the members changed
 	sending     sync.Mutex    // held while a member that lost its data is sent the state
+	hashing     chan struct{} // capacity 1: full while a hash of the whole store is made
 	removal     sync.Once     // this member learned that it was removed
 	broken      chan error    // the first error after which the member cannot go on
 	failed      chan error    // the same, once it was looked at
@@ -70,7 +71,7 @@ func Start(o Options) (*Member, error) {
 		options: o, logger: o.Logger,
 		waiters: newWaiters(o.Origin),
 		broken:  make(chan error, 1), failed: make(chan error, 1),
-		overQuota: make(chan struct{}, 1), othersNow: make(chan struct{}, 1),
+		overQuota: make(chan struct{}, 1), othersNow: make(chan struct{}, 1), hashing: make(chan struct{}, 1),
 	}
 	m.peers = &peers{m: m, ended: make(map[uint64]bool), up: make(map[uint64]bool)}
 	m.life, m.end = context.WithCancel(context.Background())
@@ -91,6 +92,7 @@ func Start(o Options) (*Member, error) {
 	if err := dir.UseLog(o.LogDir); err != nil {
 		return fail(err)
 	}
+	fresh := dir.Identity == nil
 	if err := m.openDir(); err != nil {
 		return fail(err)
 	}
@@ -108,9 +110,21 @@ func Start(o Options) (*Member, error) {
 	} else {
 		m.membersChanged() // what it was joined with may be older
 	}
+	if o.InitialCorruptCheck && !fresh {
+		if err := m.checkBeforeServing(); err != nil {
+			return fail(err)
+		}
+	}
 	if err := m.startReplica(); err != nil {
 		return fail(err)
 	}
+	m.startJobs()
+	return m, nil
+}
+
+// startJobs starts the member's own goroutines.
+func (m *Member) startJobs() {
+	o := &m.options
 	m.running.Go(m.watchFailures)
 	m.running.Go(m.keepMembers)
 	m.running.Go(m.watchLeader)
@@ -126,7 +140,12 @@ func Start(o Options) (*Member, error) {
 	if o.Retention.Enabled() {
 		m.running.Go(m.compactNowAndThen)
 	}
-	return m, nil
+	if o.CorruptCheckTime > 0 {
+		m.running.Go(m.compareNowAndThen)
+	}
+	if o.CompactHashCheckTime > 0 {
+		m.running.Go(m.compareCompactions)
+	}
 }
 
 // openDir takes the data directory; a new one is founded.
