@@ -17,7 +17,10 @@ import (
 // newMember prepares a member that is not in the cluster yet, without flags.
 func (c *cluster) newMember(name string) *member {
 	c.t.Helper()
-	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t))}
+	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t)), tls: c.tls}
+	if c.tls != nil {
+		m.clientURL, m.peerURL = strings.Replace(m.clientURL, "http", "https", 1), strings.Replace(m.peerURL, "http", "https", 1)
+	}
 	m.dir = filepath.Join(c.t.TempDir(), name)
 	return m
 }
