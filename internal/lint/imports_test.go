@@ -26,6 +26,7 @@ watch: kv                               # reads history through an interface of 
 leader: command kv                      # jobs that only propose, through functions it is given
 compactor:                              # drives a compaction's steps beside the writers; only calls
 datadir:                                # the layout of the data directory
+tracing:                                # spans to a collector; others make them
 metrics:                                # the list of measurements; others give it values
 rpc: auth command fsm kv metrics mvcc token watch  # services: validate, translate, encode
 rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
@@ -37,7 +38,7 @@ backup: alarm auth backup/bolt backup/wal command datadir engine fsm kv lease me
 backup/bolt:                            # reads bytes of etcd's files; knows no words
 backup/wal:                             # reads bytes of etcd's files; knows no words
 server: auth backup command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics proxy raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics proxy raftlog replica rpc server token tracing transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -59,10 +60,16 @@ go.etcd.io/etcd/server/v3/proxy/tcpproxy: internal/cli # gateway start
 go.etcd.io/etcd/server/v3/proxy/grpcproxy: internal/proxy # the services of grpc-proxy start; it brings etcd's server along (docs/decisions/0011)
 go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
 go.uber.org/zap: internal/cli internal/proxy # etcd's client and proxies want one
-google.golang.org/grpc: internal/rpc internal/gateway internal/proxy internal/metrics internal/cli examples bench # a member's grpc server is joined in rpc alone
+google.golang.org/grpc: internal/rpc internal/gateway internal/proxy internal/metrics internal/cli examples bench test/collector # a member's grpc server is joined in rpc alone
 github.com/grpc-ecosystem/go-grpc-middleware: internal/proxy # counts a proxy's calls under etcd's names
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
 github.com/gorilla/websocket: internal/gateway # the JSON form over websockets; what etcd uses, so that handshakes answer alike
+go.opentelemetry.io/otel/attribute: internal/rpc # what a span says of a request
+go.opentelemetry.io/otel/trace: internal/rpc internal/tracing # the spans of requests
+go.opentelemetry.io/proto/otlp: test/collector # what spans are sent as
+go.opentelemetry.io: internal/tracing # so that what spans are sent by can be replaced
+google.golang.org/grpc/stats: internal/rpc internal/tracing # what makes a span of each call
+github.com/go-logr/logr: internal/tracing # through which OpenTelemetry's library logs
 github.com/prometheus: internal/metrics internal/proxy # others call observers; a proxy shows what etcd's packages count
 golang.org/x/sys: internal/cli # SO_REUSEPORT
 github.com/spf13/cobra: internal/cli # commands
