@@ -14,17 +14,18 @@ import (
 	"github.com/trivet-kv/trivet/internal/replica"
 )
 
-// The calls that members make of one another. Bodies are an id, 8 bytes big endian. Numbers are never used again for
+// The calls that members make of one another. Bodies are an id, 8 bytes big endian, unless said otherwise. Numbers are never used again for
 // another call.
 const (
-	callLeaseRenew      = 1 // of a lease; answered by leaseAnswer
-	callLeaseTimeToLive = 2 // of a lease; answered by leaseAnswer
-	callKnown           = 3 // of a member; answered by one byte, 1 if that member has been started before
-	callLearnerReady    = 4 // of a member; answered by one byte: an index into readyAnswers
-	callConnected       = 5 // of a member; answered by one byte, 1 if this one is connected to it
-	callMembers         = 6 // without a body, also of a stranger; answered by a Joined as JSON
-	callJoin            = 7 // of a stranger; JoinRequest and joinAnswer as JSON
-	callVersion         = 8 // without a body; answered by the version of the API that this member's binary serves
+	callLeaseRenew      = 1  // of a lease; answered by leaseAnswer
+	callLeaseTimeToLive = 2  // of a lease; answered by leaseAnswer
+	callKnown           = 3  // of a member; answered by one byte, 1 if that member has been started before
+	callLearnerReady    = 4  // of a member; answered by one byte: an index into readyAnswers
+	callConnected       = 5  // of a member; answered by one byte, 1 if this one is connected to it
+	callMembers         = 6  // without a body, also of a stranger; answered by a Joined as JSON
+	callJoin            = 7  // of a stranger; JoinRequest and joinAnswer as JSON
+	callVersion         = 8  // without a body; answered by the version of the API that this member's binary serves
+	callHash            = 12 // hashRequest; answered by encodeData
 )
 
 // peers takes what arrives from other members: raft's messages go to the replica, calls to the member. The network may be
@@ -121,6 +122,8 @@ func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) 
 		return []byte(p.m.options.APIVersion), nil
 	case from == 0:
 		return nil, errors.New("a stranger may only ask for the members, and to join")
+	case kind == callHash:
+		return p.m.serveHash(ctx, body)
 	case len(body) != 8:
 		return nil, fmt.Errorf("a call of kind %d with %d bytes, want 8", kind, len(body))
 	}

@@ -47,6 +47,7 @@ type Member struct {
 	snapshots   snapshots
 	authChanged broadcast
 	overQuota   chan struct{} // capacity 1: a command was refused
+	hashing     chan struct{} // capacity 1: full while a hash of the whole store is made
 	removal     sync.Once     // this member learned that it was removed
 	failed      chan error    // gives the first error after which the member cannot go on
 
@@ -66,7 +67,7 @@ func Start(o Options) (*Member, error) {
 	m := &Member{
 		options: o, logger: o.Logger,
 		waiters: newWaiters(o.Origin),
-		failed:  make(chan error, 1), overQuota: make(chan struct{}, 1),
+		failed:  make(chan error, 1), overQuota: make(chan struct{}, 1), hashing: make(chan struct{}, 1),
 	}
 	m.peers = &peers{m: m, ended: make(map[uint64]bool), up: make(map[uint64]bool)}
 	m.life, m.end = context.WithCancel(context.Background())
@@ -87,6 +88,7 @@ func Start(o Options) (*Member, error) {
 	if err := dir.UseLog(o.LogDir); err != nil {
 		return fail(err)
 	}
+	fresh := dir.Identity == nil
 	if err := m.openDir(); err != nil {
 		return fail(err)
 	}
@@ -114,9 +116,21 @@ func Start(o Options) (*Member, error) {
 	if err := m.checkMembership(); err != nil {
 		return fail(err)
 	}
+	if o.InitialCorruptCheck && !fresh {
+		if err := m.checkBeforeServing(); err != nil {
+			return fail(err)
+		}
+	}
 	if err := m.startReplica(); err != nil {
 		return fail(err)
 	}
+	m.startJobs()
+	return m, nil
+}
+
+// startJobs starts the member's own goroutines.
+func (m *Member) startJobs() {
+	o := &m.options
 	m.running.Go(m.watchFailures)
 	m.running.Go(m.watchLeader)
 	m.running.Go(m.publishSelf)
@@ -131,7 +145,12 @@ func Start(o Options) (*Member, error) {
 	if o.Retention.Enabled() {
 		m.running.Go(m.compactNowAndThen)
 	}
-	return m, nil
+	if o.CorruptCheckTime > 0 {
+		m.running.Go(m.compareNowAndThen)
+	}
+	if o.CompactHashCheckTime > 0 {
+		m.running.Go(m.compareCompactions)
+	}
 }
 
 // openDir takes the data directory; a new one is founded.
@@ -146,6 +165,9 @@ func (m *Member) openDir() error {
 		return err
 	}
 	m.identity = *m.dir.Identity
+	if m.options.Answers != nil {
+		return m.refuseOtherCluster()
+	}
 	return nil
 }
 
