@@ -438,6 +438,8 @@ func TestBadInput(t *testing.T) {
 		{"--auto-compaction-retention=-1", "--auto-compaction-retention=-1: not a time"},
 		{"--auto-compaction-retention=9999999", "--auto-compaction-retention=9999999: not a time"},
 		{"--auto-compaction-mode=revision --auto-compaction-retention=8h", "--auto-compaction-retention=8h: not a number of revisions; write one of at least 0, as 1000, or --auto-compaction-mode=periodic"},
+		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=-1", "--distributed-tracing-sampling-rate=-1: tracing sampling rate must be positive; write a number from 0 to 1000000"},
+		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=1000001", "--distributed-tracing-sampling-rate=1000001: tracing sampling rate must be less than 1000000"},
 		{"--feature-gates=SetMemberLocalAddr=true", "--feature-gates=SetMemberLocalAddr=true: choosing the local address of peer connections is not supported yet"},
 		{"--corrupt-check-time=-1s", "--corrupt-check-time=-1s: the time must not be negative; write 0 to turn the check off"},
 		{"--experimental-corrupt-check-time=-1s", "the time must not be negative"},

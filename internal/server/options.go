@@ -32,6 +32,9 @@ type Options struct {
 	Founders []Founder
 	// Join, if set, finds the running cluster that a member without data is to join; Founders then do not matter to it.
 	Join func(ctx context.Context) (Joined, error)
+	// Answers, if set, tells who answers where Join would ask, of a member that has data already, and closes the channel
+	// when all have or ctx has ended. It must not hold up what sends.
+	Answers func(ctx context.Context) <-chan Joined
 	// Promote lets the member ask for its vote as soon as it has caught up, if it is a learner.
 	Promote bool
 	// ForceNewCluster makes a new cluster of this member alone out of the data it has.

@@ -160,6 +160,9 @@ func (m *Member) openDir() error {
 		return err
 	}
 	m.identity = *m.dir.Identity
+	if m.options.Answers != nil {
+		return m.refuseOtherCluster()
+	}
 	return nil
 }
 

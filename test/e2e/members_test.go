@@ -17,7 +17,10 @@ import (
 // newMember prepares a member that is not in the cluster yet, without flags.
 func (c *cluster) newMember(name string) *member {
 	c.t.Helper()
-	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t))}
+	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t)), tls: c.tls}
+	if c.tls != nil {
+		m.clientURL, m.peerURL = strings.Replace(m.clientURL, "http", "https", 1), strings.Replace(m.peerURL, "http", "https", 1)
+	}
 	m.dir = filepath.Join(c.t.TempDir(), name)
 	return m
 }
@@ -238,6 +241,36 @@ func TestForceNewCluster(t *testing.T) {
 	c.start(survivor)
 	c.add(c.client(), "m9")
 	c.agree(30 * time.Second)
+}
+
+// TestJoinWithOtherData starts members that joined one cluster with the endpoints of another, by peer URL and by client URL:
+// they are refused, and come back with those of their own, in whatever company, and with ones at which nobody answers.
+func TestJoinWithOtherData(t *testing.T) {
+	c, other := startCluster(t, 1), startCluster(t, 1)
+	m := c.newMember("m2")
+	m.args = m.joining(c.members[0].peerURL)
+	c.members = append(c.members, m)
+	c.start(m)
+	put := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
+	for _, endpoint := range []string{other.members[0].peerURL, other.members[0].clientURL} {
+		c.kill(m)
+		m.args = m.joining(endpoint, loopback(freePort(t)))
+		m.start()
+		m.p.expect(20*time.Second, 0, "and at the endpoints to join (--join) answers the cluster")
+		if status := m.p.wait(20 * time.Second); status != 1 {
+			t.Errorf("it ended with status %d", status)
+		}
+	}
+	for _, endpoints := range [][]string{
+		{other.members[0].peerURL, c.members[0].clientURL}, {loopback(freePort(t)), m.peerURL, m.clientURL},
+	} {
+		m.args = m.joining(endpoints...)
+		c.start(m)
+		if revision := c.agree(30 * time.Second); revision != put.Header.Revision {
+			t.Errorf("revision %d, want %d", revision, put.Header.Revision)
+		}
+		c.kill(m)
+	}
 }
 
 // TestJoinWithAuth joins a cluster with authentication on: members ask one another at peer URLs, where no user is needed.
