@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -46,10 +48,15 @@ func (t *target) json(body string) string {
 	})
 }
 
-// gatewayCall is one HTTP request. REV+n in a body stands for the revision that a script calls n.
+// gatewayCall is one HTTP request. REV+n in a body stands for the revision that a script calls n, TOKEN:u in a header for
+// the token of a user.
 type gatewayCall struct {
 	method, path, body string
 	lines              int // of a stream: how many to read
+	header             map[string]string
+	host               string // in the request, instead of the address
+	sorted             bool   // the lines of the answer come in any order
+	blind              bool   // the answer's text differs by right
 }
 
 func post(path, body string) gatewayCall { return gatewayCall{method: "POST", path: path, body: body} }
@@ -179,26 +186,49 @@ func TestGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range gatewayCalls {
-		got := make(chan [2]string, 2)
-		_ = systems.both(func(s *target) error {
-			s.behind = true
-			if err := s.caughtUp(); err != nil {
-				got <- [2]string{s.name, err.Error()}
-				return nil
-			}
-			text, err := s.http(c)
-			if err != nil {
-				text += "\nended: " + err.Error()
-			}
-			got <- [2]string{s.name, text}
-			return nil
-		})
-		a, b := <-got, <-got
-		if a[1] != b[1] {
-			t.Errorf("%s %s %s\n%s: %s\n%s: %s", c.method, c.path, c.body, a[0], a[1], b[0], b[1])
-		}
+		systems.compareHTTP(t, c)
 	}
 }
+
+// compareHTTP makes one call of both.
+func (p *pair) compareHTTP(t *testing.T, c gatewayCall) {
+	t.Helper()
+	p.same(t, fmt.Sprintf("%s %s %.300s %v", c.method, c.path, c.body, c.header), func(s *target) (string, error) { return s.http(c) })
+}
+
+// same runs f for both, when all that was written before is everywhere, and wants the same text of both.
+func (p *pair) same(t *testing.T, what string, f func(s *target) (string, error)) {
+	t.Helper()
+	var theirs, ours string
+	_ = p.both(func(s *target) error {
+		s.behind = true
+		text, err := "", s.caughtUp()
+		if err == nil {
+			text, err = f(s)
+		}
+		if err != nil {
+			text += "\nended: " + ownPort.ReplaceAllString(err.Error(), "127.0.0.1:1")
+		}
+		if s == p.etcd {
+			theirs = text
+		} else {
+			ours = text
+		}
+		return nil
+	})
+	if theirs != ours {
+		t.Errorf("%s\netcd: %.3000s\nTrivet: %.3000s", what, theirs, ours)
+	}
+	if strings.Contains(theirs, context.DeadlineExceeded.Error()) {
+		t.Errorf("%s: neither comes to an end: %.300s", what, theirs)
+	}
+	if testing.Verbose() {
+		t.Logf("%s: %.400s", what, theirs)
+	}
+}
+
+// ownHeaders are those of an answer that say nothing, or depend on what differs by right; Vary is in docs/compat.md.
+var ownHeaders = map[string]bool{"Date": true, "Content-Length": true, "Vary": true}
 
 func (t *target) http(c gatewayCall) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -215,23 +245,41 @@ func (t *target) http(c gatewayCall) (string, error) {
 		return "", err
 	}
 	client := http.Client{Transport: t.transport(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: time.Minute}
+	for name, value := range c.header {
+		if user, ok := strings.CutPrefix(value, "TOKEN:"); ok {
+			value = t.tokens[user]
+		} else if user, ok := strings.CutPrefix(value, "Bearer TOKEN:"); ok {
+			value = "Bearer " + t.tokens[user]
+		}
+		req.Header.Set(name, value)
+	}
+	if c.host != "" {
+		req.Host = c.host
+	}
 	r, err := client.Do(req)
 	if err != nil {
 		return "", err
 	}
 	defer r.Body.Close()
 	headers := ""
-	for _, h := range []string{"Allow", "X-Content-Type-Options", "Grpc-Metadata-Content-Type", "Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Trailer"} {
-		if pairs != nil && r.StatusCode >= 400 && h == "Grpc-Metadata-Content-Type" {
-			continue // docs/compat.md
-		}
-		if v := r.Header.Values(h); len(v) > 0 {
-			headers += fmt.Sprintf("%s=%q ", h, v)
+	for _, h := range slices.Sorted(maps.Keys(r.Header)) {
+		switch {
+		case ownHeaders[h], pairs != nil && r.StatusCode >= 400 && h == "Grpc-Metadata-Content-Type": // docs/compat.md
+		default:
+			headers += fmt.Sprintf("%s=%q ", h, ownPort.ReplaceAllString(strings.Join(r.Header[h], "|"), "127.0.0.1:1"))
 		}
 	}
-	text := fmt.Sprintf("%d %s %s %s\n", r.StatusCode, headers, r.Header.Get("Content-Type"), ownPort.ReplaceAllString(r.Header.Get("Location"), "127.0.0.1:1"))
+	text := fmt.Sprintf("%d %s\n", r.StatusCode, headers)
+	if c.blind {
+		return text, nil
+	}
 	if c.lines == 0 {
 		all, err := io.ReadAll(r.Body)
+		if c.sorted {
+			lines := strings.Split(string(all), "\n")
+			slices.Sort(lines)
+			all = []byte(strings.Join(lines, "\n"))
+		}
 		return text + t.json(string(all)), err
 	}
 	lines := bufio.NewReader(r.Body)
