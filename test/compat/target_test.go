@@ -41,6 +41,7 @@ type target struct {
 	extra   []string            // flags of this cluster alone
 	alter   func(proto.Message) // changes the requests to this system: to see whether anybody notices
 	starts  int
+	since   time.Time // of the last start
 	cluster *cluster.Cluster
 	conns   []*grpc.ClientConn
 
@@ -65,7 +66,7 @@ func (t *target) start() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.name, err)
 	}
-	t.cluster, t.conns = c, nil
+	t.cluster, t.conns, t.since = c, nil, time.Now()
 	t.tokens = make(map[string]string)
 	t.names = names{members: make(map[uint64]uint64)}
 	for i, m := range c.Members {
@@ -80,6 +81,7 @@ func (t *target) start() error {
 		}
 		t.names.cluster = s.Header.ClusterId
 		t.members[s.Header.MemberId] = uint64(i + 1)
+		t.peers = append(t.peers, urlScheme()+m.Peer)
 	}
 	return nil
 }

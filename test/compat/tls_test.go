@@ -81,12 +81,16 @@ func secureFlags() []string {
 	return append(all, "--client-crl-file="+at("crl.der"), "--peer-crl-file="+at("crl.der"), "--peer-cert-allowed-cn=member")
 }
 
+func urlScheme() string {
+	if pairs != nil {
+		return "https://"
+	}
+	return "http://"
+}
+
 // url is where a member's pages are, transport how a client gets there.
 func (t *target) url(member int) string {
-	if pairs != nil {
-		return "https://" + t.cluster.Members[member].Client
-	}
-	return "http://" + t.cluster.Members[member].Client
+	return urlScheme() + t.cluster.Members[member].Client
 }
 
 func (t *target) transport() http.RoundTripper {
