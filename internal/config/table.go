@@ -135,7 +135,7 @@ var table = []Flag{
 		Help: "'new' to found a cluster, 'existing' to join one; ignored once there is data.",
 		bind: func(c *Config) any { return &c.InitialClusterState }},
 	{Name: "join", Kind: List, Section: clustering,
-		Help: "Endpoints of a running cluster, peer or client URLs, that a member without data joins; Trivet's own. No --initial-cluster is needed.",
+		Help: "Endpoints of a running cluster, its peer or client URLs or HOST:PORT of these, that a member without data joins; Trivet's own. No --initial-cluster is needed.",
 		bind: func(c *Config) any { return &c.Join }},
 	{Name: "initial-cluster-token", Kind: String, Default: "etcd-cluster", Section: clustering,
 		Help: "A name that keeps clusters apart; part of all ids.",

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
@@ -17,7 +19,10 @@ import (
 // newMember prepares a member that is not in the cluster yet, without flags.
 func (c *cluster) newMember(name string) *member {
 	c.t.Helper()
-	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t))}
+	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t)), tls: c.tls}
+	if c.tls != nil {
+		m.clientURL, m.peerURL = strings.Replace(m.clientURL, "http", "https", 1), strings.Replace(m.peerURL, "http", "https", 1)
+	}
 	m.dir = filepath.Join(c.t.TempDir(), name)
 	return m
 }
@@ -210,6 +215,51 @@ func TestRemovedWhileDown(t *testing.T) {
 	if status := m.p.wait(20 * time.Second); status != 0 {
 		t.Errorf("it ended with status %d", status)
 	}
+}
+
+// TestMovedWhileOthersAway moves two members to other peer URLs while the third is down, with member update and a restart. The
+// third comes back knowing only where they were, and with one of the two alone makes a majority, over restarts of both.
+func TestMovedWhileOthersAway(t *testing.T) {
+	c := startCluster(t, 3)
+	away := c.others(c.leader())[0]
+	moved := c.others(away)
+	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "before") })
+	c.kill(away)
+	for _, m := range moved {
+		id, old := m.id(), m.peerURL
+		m.peerURL = loopback(freePort(t))
+		retry(t, func(ctx context.Context) (*clientv3.MemberUpdateResponse, error) {
+			return c.client(moved...).MemberUpdate(ctx, id, []string{m.peerURL})
+		})
+		c.kill(m)
+		for i, arg := range m.args {
+			if arg == old { // but not in --initial-cluster, which says how the cluster was founded
+				m.args[i] = m.peerURL
+			}
+		}
+		c.start(m)
+	}
+	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) {
+		return c.client(moved...).Put(ctx, "k", "after")
+	})
+	c.kill(moved[0])
+	c.start(away)
+	for range 2 {
+		got := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client(away).Get(ctx, "k") })
+		if len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "after" {
+			t.Errorf("k: %v", got.Kvs)
+		}
+		list := retry(t, func(ctx context.Context) (*clientv3.MemberListResponse, error) { return c.client(away).MemberList(ctx) })
+		for _, m := range moved {
+			if !slices.ContainsFunc(list.Members, func(one *pb.Member) bool { return slices.Equal(one.PeerURLs, []string{m.peerURL}) }) {
+				t.Errorf("%s is not at %s: %v", m.name, m.peerURL, list.Members)
+			}
+		}
+		c.kill(away, moved[1])
+		c.start(moved[1], away)
+	}
+	c.start(moved[0])
+	c.agree(30 * time.Second)
 }
 
 // TestForceNewCluster makes a cluster of one out of a member of three, with all that was acknowledged.
