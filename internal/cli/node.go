@@ -25,9 +25,9 @@ import (
 // node is a member with its doors: the sockets for peers and clients, the services, and the metrics.
 type node struct {
 	log      *slog.Logger
-	timeout  time.Duration // of a clean stop
+	drain    time.Duration // bounds the end of clients' calls at a stop
+	handOver time.Duration // bounds handing leadership over
 	member   *server.Member
-	services *rpc.Services
 	front    *gateway.Server
 	failed   chan error // room for the first
 }
@@ -46,7 +46,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	}
 	m := metrics.New(metrics.Identity{Version: version.Version, Product: Version})
 	showGates(m, c)
-	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
+	n := &node{log: log, drain: 5*time.Second + 2*c.ElectionTimeout, handOver: 2 * c.ElectionTimeout, failed: make(chan error, 1)}
 	options, err := memberOptions(c, log, m, doors)
 	if err != nil {
 		doors.close()
@@ -60,7 +60,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		return nil, err
 	}
 	joinMetrics(m, n.member)
-	n.services = rpc.New(rpc.Options{
+	services := rpc.New(rpc.Options{
 		ClientCertAuth: c.ClientTLS.ClientCertAuth,
 		Backend:        n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
@@ -68,7 +68,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		Tokens: tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
 	})
 	n.front, err = gateway.Start(gateway.Options{
-		Services: n.services, Backend: n.member, Metrics: m, Logger: log,
+		Services: services, Backend: n.member, Metrics: m, Logger: log,
 		GRPC: rpc.ServerOptions{
 			MaxConcurrentStreams: c.MaxConcurrentStreams, KeepaliveMinTime: c.GRPCKeepAliveMinTime,
 			KeepaliveInterval: c.GRPCKeepAliveInterval, KeepaliveTimeout: c.GRPCKeepAliveTimeout,
@@ -79,7 +79,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		CheckTimeout: 5*time.Second + 2*c.ElectionTimeout,
 	})
 	if err != nil {
-		n.services.Stop()
+		services.Stop()
 		doors.close()
 		return nil, errors.Join(err, n.member.Stop(context.Background()))
 	}
@@ -111,18 +111,43 @@ func (n *node) waitReady(ctx context.Context, ready chan<- struct{}) {
 	}
 }
 
-// stop takes everything down in the reverse order: streams end, calls under way are answered, leadership is handed over,
-// and the state is made durable.
+// closeTimeout bounds what a stop waits for at the end: mostly for the disk, which makes the state durable.
+const closeTimeout = 10 * time.Second
+
+// errNotClosed ends a stop that the disk, most likely, holds up. Nothing is lost by it: what was acknowledged is in the log.
+var errNotClosed = errors.New("the stop takes too long and is broken off: the disk is slow or hangs. Nothing is lost; the next start applies the end of the log again")
+
+// stop takes everything down in the reverse order. Clients are sent to other members while leadership is handed over, so
+// that neither waits for the other; calls under way are answered, which takes at most as long as a call may; then the member
+// stops and its state is made durable. No part of it can hold up the end for longer than its bound.
 func (n *node) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), n.timeout)
-	defer cancel()
-	n.services.Stop()
-	n.front.Stop(ctx)
-	if err := n.member.Stop(ctx); err != nil {
-		return fmt.Errorf("stop the member: %w", err)
+	done := make(chan error, 1)
+	go func() { done <- n.stopInOrder() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("stop the member: %w", err)
+		}
+		n.log.Info("stopped")
+		return nil
+	case <-time.After(n.drain + n.handOver + closeTimeout):
+		return errNotClosed
 	}
-	n.log.Info("stopped")
-	return nil
+}
+
+func (n *node) stopInOrder() error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.drain)
+	defer cancel()
+	handed := make(chan struct{})
+	go func() {
+		defer close(handed)
+		n.member.HandOver(ctx)
+	}()
+	n.front.Stop(ctx)
+	<-handed
+	last, end := context.WithTimeout(context.Background(), n.handOver)
+	defer end()
+	return n.member.Stop(last)
 }
 
 func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors *doors) (server.Options, error) {

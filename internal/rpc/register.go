@@ -38,7 +38,7 @@ type ServerOptions struct {
 const streamWorkers = 64
 
 // NewServer makes a grpc server of the services, with health and reflection beside them.
-func NewServer(s *Services, o ServerOptions) *grpc.Server {
+func NewServer(s *Services, o ServerOptions, more ...grpc.ServerOption) *grpc.Server {
 	if o.MaxConcurrentStreams == 0 {
 		o.MaxConcurrentStreams = math.MaxUint32
 	}
@@ -58,7 +58,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.KeepaliveInterval > 0 && o.KeepaliveTimeout > 0 {
 		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.KeepaliveInterval, Timeout: o.KeepaliveTimeout}))
 	}
-	gs := grpc.NewServer(opts...)
+	gs := grpc.NewServer(append(opts, more...)...)
 	Register(gs, s)
 	s.registerHealth(gs)
 	reflection.Register(gs)
@@ -80,6 +80,8 @@ func (s *Services) registerHealth(gs grpc.ServiceRegistrar) {
 				return err
 			}
 			call.Received.Inc()
+			ctx, over := s.untilDrain(ctx)
+			defer over()
 			return h.Watch(r, &grpc.GenericServerStream[healthpb.HealthCheckRequest, healthpb.HealthCheckResponse]{ServerStream: healthStream{stream, ctx, call}})
 		},
 	})
