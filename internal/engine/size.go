@@ -10,6 +10,7 @@ type sizes struct {
 	written  atomic.Int64
 	begun    atomic.Int64 // written when the last flush began
 	flushed  atomic.Int64 // written when the last flush that succeeded began
+	dropped  atomic.Int64 // bytes of rows that batches deleted, as far as they were told the size
 	measured atomic.Pointer[measure]
 }
 

@@ -80,7 +80,7 @@ const memoryBuffer = 256 << 10
 // Start begins to serve. Stop ends the Services too.
 func Start(o Options) (*Server, error) {
 	if o.SilentTimeout == 0 {
-		o.SilentTimeout = 30 * time.Second
+		o.SilentTimeout = silentTimeout
 	}
 	if o.CheckTimeout == 0 {
 		o.CheckTimeout = 7 * time.Second
@@ -95,7 +95,7 @@ func Start(o Options) (*Server, error) {
 	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { serveVersion(o.Backend, w, r) })
 	mux.HandleFunc("/debug/vars", serveVars)
 	if o.Pprof {
-		registerPprof(mux)
+		RegisterPprof(mux)
 	}
 	if !o.NoJSON {
 		h, err := s.json()
