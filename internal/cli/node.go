@@ -165,6 +165,17 @@ func (n *node) stop() error {
 	return nil
 }
 
+// abort takes everything down like stop, but makes nothing durable: the member's data is not to be trusted.
+func (n *node) abort() {
+	ctx, cancel := context.WithTimeout(context.Background(), n.timeout)
+	defer cancel()
+	n.services.Stop()
+	n.front.Stop(ctx)
+	if err := n.member.Abort(ctx); err != nil {
+		n.log.Warn("stopping the member before it is rebuilt", "error", err)
+	}
+}
+
 func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors *doors) (server.Options, error) {
 	o := server.Options{
 		DataDir: c.DataDir, NoFsync: c.UnsafeNoFsync, Name: c.Name, Token: c.InitialClusterToken,

@@ -82,6 +82,10 @@ func (c *Command) Decode(b []byte) error {
 		c.MemberPublish = d.memberPublish()
 	case kindAlarm:
 		c.Alarm = d.alarm()
+	case kindMark:
+		c.Mark = d.mark()
+	case kindFence:
+		c.Fence = &Fence{Member: d.uvarint()}
 	default:
 		if d.membership(kind, c) {
 			break

@@ -206,6 +206,9 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 		return a.Members.Describe(a.batch, p.ID, p.Name, p.ClientURLs)
 	case c.Alarm != nil:
 		return a.alarm(c.Alarm, r)
+	case c.Fence != nil, c.Mark != nil:
+		r.Revision = a.writer.Revision()
+		return nil
 	}
 	return a.membership(c, r)
 }

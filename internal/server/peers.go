@@ -17,22 +17,27 @@ import (
 // The calls that members make of one another. Bodies are an id, 8 bytes big endian, unless said otherwise. Numbers are never used again for
 // another call.
 const (
-	callLeaseRenew      = 1  // of a lease; answered by leaseAnswer
-	callLeaseTimeToLive = 2  // of a lease; answered by leaseAnswer
-	callKnown           = 3  // of a member; answered by one byte, 1 if that member has been started before
-	callLearnerReady    = 4  // of a member; answered by one byte: an index into readyAnswers
-	callConnected       = 5  // of a member; answered by one byte, 1 if this one is connected to it
-	callMembers         = 6  // without a body, also of a stranger; answered by a Joined as JSON
-	callJoin            = 7  // of a stranger; JoinRequest and joinAnswer as JSON
-	callVersion         = 8  // without a body; answered by the version of the API that this member's binary serves
-	callHash            = 12 // hashRequest; answered by encodeData
+	callLeaseRenew      = 1 // of a lease; answered by leaseAnswer
+	callLeaseTimeToLive = 2 // of a lease; answered by leaseAnswer
+	callKnown           = 3 // of a member; answered by one byte, 1 if that member has been started before
+	callLearnerReady    = 4 // of a member; answered by one byte: an index into readyAnswers
+	callConnected       = 5 // of a member; answered by one byte, 1 if this one is connected to it
+	callMembers         = 6 // without a body, also of a stranger; answered by a Joined as JSON
+	callJoin            = 7 // of a stranger; JoinRequest and joinAnswer as JSON
+	callVersion         = 8 // without a body; answered by the version of the API that this member's binary serves
+	callLeads           = 9 // 8 bytes that say nothing; answered by one byte, 1 if this member leads
+	// Of a number that the caller drew; answered by one byte, 1 if the caller was sent the state in a MsgSnap with that
+	// number as its context, 0 if it cannot be sent now (rebuild.go).
+	callRebuild = 10
+	callHash    = 12 // hashRequest; answered by encodeData
 )
 
 // peers takes what arrives from other members: raft's messages go to the replica, calls to the member. The network may be
 // joined before there is a replica; what comes for it meanwhile is lost, as anything on a network may be.
 type peers struct {
-	m       *Member
-	replica atomic.Pointer[replica.Replica]
+	m          *Member
+	replica    atomic.Pointer[replica.Replica]
+	rebuilding atomic.Pointer[rebuilding] // nil: this member is not being rebuilt
 
 	mu    sync.Mutex
 	ended map[uint64]bool // peers at whose addresses nobody listens
@@ -52,6 +57,9 @@ func (p *peers) Receive(message *raftpb.Message) {
 func (p *peers) ReceiveSnapshot(message *raftpb.Message, dir string, discard func()) error {
 	if r := p.replica.Load(); r != nil {
 		return r.ReceiveSnapshot(message, dir, discard)
+	}
+	if b := p.rebuilding.Load(); b != nil {
+		return b.take(receivedState{message, dir, discard})
 	}
 	return errStarting
 }
@@ -144,6 +152,17 @@ func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) 
 			return []byte{1}, nil
 		}
 		return []byte{0}, nil
+	case callLeads:
+		if p.m.isLeader() {
+			return []byte{1}, nil
+		}
+		return []byte{0}, nil
+	case callRebuild:
+		err := p.m.sendState(ctx, from, body)
+		if errors.Is(err, errNotNow) {
+			return []byte{0}, nil
+		}
+		return []byte{1}, err
 	case callLeaseRenew, callLeaseTimeToLive:
 		a := leaseAnswer{err: kv.ErrNotLeader}
 		if p.replica.Load() != nil {

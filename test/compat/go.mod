@@ -3,6 +3,7 @@ module github.com/trivet-kv/trivet/test/compat
 go 1.26.0
 
 require (
+	github.com/gorilla/websocket v1.5.3
 	github.com/trivet-kv/trivet v0.0.0-00010101000000-000000000000
 	go.etcd.io/etcd/api/v3 v3.7.3
 	go.etcd.io/etcd/server/v3 v3.7.3
