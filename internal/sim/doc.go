@@ -15,9 +15,11 @@
 //   - a watcher that misses, repeats or reorders, is told a progress that is none, or loses its stream without a reason;
 //   - a lease that ends before the time its holder was promised, or that never ends;
 //   - members that disagree, that do not come back after a crash, or that go on with a disk that failed;
+//   - a member whose data was damaged that does not come back, or that comes back having forgotten what it promised;
 //   - a cluster that does not recover within a minute after the last fault.
 //
-// TestPlantedBug makes sure of the first and the fourth: logs whose syncs come late must be found out.
+// TestPlantedBug makes sure of the first and the fourth: logs whose syncs come late must be found out. So does
+// TestPlantedForgetting for members that do not know that they lost their logs.
 //
 // A seed does not fix the interleaving of goroutines, only faults and requests; see the notes at Run. The checkers are
 // tested by themselves, with spoilt histories, in check_test.go.

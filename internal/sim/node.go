@@ -27,6 +27,7 @@ type node struct {
 	life  atomic.Pointer[life] // nil while the node is down
 	lives int
 
+	gone  bool           // the node does not come back; Run's goroutine only
 	ended sync.WaitGroup // lives that are being buried
 }
 

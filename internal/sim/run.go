@@ -42,6 +42,11 @@ type Options struct {
 	// LogSegmentBytes is the length of a segment of the raft log; default 64 KiB.
 	LogSegmentBytes int64
 
+	// ForgetLogs plants another bug: in the fault "lost data" the member does not know that it lost its log, and goes on
+	// with an empty one. LeaderGone makes that fault the last one of a run, and the leader that dies in it stay away: with
+	// the bug it could not come back, for what it holds as agreed is no more.
+	ForgetLogs, LeaderGone bool
+
 	Logger *slog.Logger // of the members and of what the run does to them; default: none
 }
 
@@ -273,7 +278,7 @@ func (r *run) lateWatchers(l *Log) []error {
 	defer running.Wait()
 	defer cancel()
 	var late []*watcher
-	for i, n := range r.nodes {
+	for i, n := range r.present() {
 		w := &watcher{run: r, rng: rand.New(rand.NewPCG(r.o.Seed, 400+uint64(i)))}
 		w.saw = Watched{Name: "of " + n.name + " at the end", From: max(1, n.current().member.Store().CompactRevision())}
 		late = append(late, w)
@@ -303,7 +308,7 @@ func (r *run) count(ops []*Op, last int64) {
 func (r *run) settle() (revision int64, err error) {
 	r.network.Heal()
 	r.network.SetOptions(transport.NetworkOptions{MaxDelay: time.Millisecond})
-	for _, n := range r.nodes {
+	for _, n := range r.present() {
 		if n.current() == nil {
 			if err := n.start(); err != nil {
 				return 0, err
@@ -322,6 +327,11 @@ func (r *run) settle() (revision int64, err error) {
 	return 0, fmt.Errorf("agreement: the members do not agree %v after the last fault: %s", recovery, state)
 }
 
+// present are the nodes that did not go for good.
+func (r *run) present() []*node {
+	return slices.DeleteFunc(slices.Clone(r.nodes), func(n *node) bool { return n.gone })
+}
+
 // hashes asks all members for the hash of everything they hold.
 func (r *run) hashes() (revision int64, same bool, state string) {
 	type answer struct {
@@ -330,7 +340,7 @@ func (r *run) hashes() (revision int64, same bool, state string) {
 	}
 	var first answer
 	same = true
-	for i, n := range r.nodes {
+	for i, n := range r.present() {
 		if err := n.failed(); err != nil {
 			return 0, false, err.Error()
 		}
@@ -360,7 +370,7 @@ func (r *run) hashes() (revision int64, same bool, state string) {
 // finalReads asks each member for every key, so that porcupine sees how it ended.
 func (r *run) finalReads() {
 	c := &client{run: r, id: r.o.Clients + len(r.tenants), rng: rand.New(rand.NewPCG(r.o.Seed, 300)), seen: map[string]int64{}}
-	for _, n := range r.nodes {
+	for _, n := range r.present() {
 		for _, key := range r.keys {
 			c.send(n.current(), Op{Client: c.id, Kind: Get, Key: key})
 		}
@@ -372,7 +382,7 @@ func (r *run) finalReads() {
 // compacted there is taken from the first watcher that has seen all of it; if another watcher saw it differently, the
 // check of what that one saw will tell.
 func (r *run) truth(last int64) (*Log, error) {
-	store := r.nodes[0].current().member.Store()
+	store := r.present()[0].current().member.Store()
 	compacted := store.CompactRevision()
 	events, err := r.compacted(compacted)
 	if err != nil {

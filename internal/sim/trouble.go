@@ -58,6 +58,7 @@ var disturbances = []fault{
 	{"failing disk", 1, failingDisk},
 	{"compact", 4, compact},
 	{"move leader", 2, moveLeader},
+	{"lost data", 2, loseData},
 }
 
 func (r *run) chooseFault(rng *rand.Rand) fault {
