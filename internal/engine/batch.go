@@ -90,8 +90,8 @@ func (b *Batch) Commit() error {
 	if err := b.b.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("commit batch of %d bytes: %w", size, err)
 	}
-	b.sizes.written.Add(int64(size))
-	b.sizes.dropped.Add(b.dropped)
+	b.sizes.written.all.Add(int64(size))
+	b.sizes.dropped.all.Add(b.dropped)
 	return nil
 }
 

@@ -137,6 +137,7 @@ func (m *Member) startJobs() {
 	}
 	m.running.Go(m.flushNowAndThen)
 	m.running.Go(m.watchQuota)
+	m.running.Go(m.giveSpaceBack)
 	if o.Retention.Enabled() {
 		m.running.Go(m.compactNowAndThen)
 	}
