@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -16,23 +19,26 @@ import (
 // its state, everybody is connected again, that member comes back, and the leader dies. If the member now voted as what is
 // left of its data lets it, it could elect one of the rest, and what was acknowledged meanwhile would be gone.
 func loseData(r *run, rng *rand.Rand) error {
+	table := r.table(rng)
 	leader := r.leader()
-	if len(r.nodes) < 3 || leader == nil {
+	victim := r.voterBut(leader, r.spendable(table), table, rng)
+	if leader == nil || victim == nil {
 		return nil // nobody could help
 	}
-	together, rest := []uint64{leader.current().id}, []uint64{}
-	var victim *node
-	for _, at := range rng.Perm(len(r.nodes)) {
-		n := r.nodes[at]
+	voters := 0
+	for _, m := range table {
+		if !m.IsLearner {
+			voters++
+		}
+	}
+	together, rest := []uint64{leader.id, victim.id}, []uint64{}
+	for _, n := range r.members() {
 		switch {
-		case n == leader:
-		case victim == nil:
-			victim = n
-			together = append(together, n.current().id)
-		case len(together) < len(r.nodes)/2+1:
-			together = append(together, n.current().id)
+		case n == leader || n == victim:
+		case len(together) < voters/2+1 && isVoter(table, n):
+			together = append(together, n.id)
 		default:
-			rest = append(rest, n.current().id)
+			rest = append(rest, n.id)
 		}
 	}
 	r.network.Partition(together, rest)
@@ -47,13 +53,13 @@ func loseData(r *run, rng *rand.Rand) error {
 		return err
 	}
 	r.network.Heal()
-	if err := victim.start(); err != nil {
+	if err := r.up(victim); err != nil {
 		return err
 	}
 	time.Sleep(between(rng, 0, 20*time.Millisecond))
 	if r.o.LeaderGone {
 		leader.crash(0)
-		leader.gone = true
+		r.left(leader)
 		time.Sleep(r.o.Duration) // no more faults: the next leader would be lost too
 		return nil
 	}
@@ -62,7 +68,21 @@ func loseData(r *run, rng *rand.Rand) error {
 	}
 	leader.crash(keep(rng))
 	time.Sleep(between(rng, 0, 3*time.Second))
-	return leader.start()
+	return r.up(leader)
+}
+
+// voterBut draws one of the nodes that has a vote and is not that one; nil if there is none.
+func (r *run) voterBut(not *node, among []*node, table []*pb.Member, rng *rand.Rand) *node {
+	for _, i := range rng.Perm(len(among)) {
+		if n := among[i]; n != not && n.current() != nil && isVoter(table, n) {
+			return n
+		}
+	}
+	return nil
+}
+
+func isVoter(table []*pb.Member, n *node) bool {
+	return slices.ContainsFunc(table, func(m *pb.Member) bool { return m.ID == n.id && !m.IsLearner })
 }
 
 // damage destroys a part of what a member that is down has on its disk.
