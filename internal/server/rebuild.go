@@ -71,6 +71,10 @@ func (m *Member) openData() error {
 	if err == nil || !damaged(err) || m.options.ForceNewCluster || errors.Is(err, ErrRemoved) {
 		return err
 	}
+	select {
+	case <-m.broken: // the same damage, as the state told it that is closed by now
+	default:
+	}
 	if helpless := m.rebuild(err); helpless != nil {
 		return fmt.Errorf("%w; %w", err, helpless)
 	}
@@ -158,7 +162,7 @@ func (m *Member) lastMembers() ([]member.Member, error) {
 		}
 	}
 	if len(members) == 0 && m.options.Join == nil {
-		members, _, _ = m.options.founders()
+		members, _, _ = m.options.founders(m.identity.Token)
 	}
 	return members, nil
 }
