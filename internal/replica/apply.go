@@ -127,11 +127,9 @@ func (r *Replica) applyBatch(batch []command.Entry) error {
 	if first := batch[0].Index; first != r.applied.index.Load()+1 {
 		panic(fmt.Sprintf("replica: entry %d is to be applied to a state at %d", first, r.applied.index.Load()))
 	}
-	start := time.Now()
 	if err := r.c.Machine.Apply(batch); err != nil {
 		return fmt.Errorf("apply entries %d to %d: %w", batch[0].Index, last.Index, err)
 	}
-	r.c.Observer.ApplyTook(len(batch), time.Since(start))
 	r.advance(Position{last.Index, last.Term})
 	return nil
 }
