@@ -57,6 +57,12 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 			ProposalLost: func(n int) { m.ProposalsFailed.Add(float64(n)) },
 			Installing:   func() { m.SnapshotApplying.Set(1) },
 			Installed:    func(uint64, time.Duration) { m.SnapshotApplying.Set(0) },
+			DiskSlow: func(slow bool) {
+				if m.DiskSlow.Set(0); slow {
+					m.DiskSlow.Set(1)
+				}
+			},
+			HandedOver: func(uint64) { m.DiskHandOvers.Inc() },
 			HeartbeatLate: func(d time.Duration) {
 				m.HeartbeatSendFailures.Inc()
 				log.Warn("leader failed to send out heartbeat on time; this machine or its disk is overloaded", "late", d)

@@ -99,6 +99,9 @@ func outgoingAddress() string {
 	return host
 }
 
+// minSlowDisk is the shortest threshold that makes sense.
+const minSlowDisk = 10 * time.Millisecond
+
 // validate checks each setting and how they go together; what depends on the data directory is CheckBootstrap's.
 func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	// at names the setting that was given, or the default.
@@ -122,6 +125,11 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 			at("election-timeout"), c.Heartbeat.Milliseconds(), 5*c.Heartbeat.Milliseconds())
 	case c.ElectionTimeout > 50*time.Second:
 		return fmt.Errorf("%s: the timeout is longer than 50000 ms; write less", at("election-timeout"))
+	case c.SlowDiskThreshold < 0:
+		return fmt.Errorf("%s: the duration must not be negative; write 0 to keep leadership whatever the disk does", at("slow-disk-threshold"))
+	case c.SlowDiskThreshold > 0 && c.SlowDiskThreshold < minSlowDisk:
+		return fmt.Errorf("%s: shorter than %v, which a good disk may take now and then; write more, or 0 to keep leadership whatever the disk does",
+			at("slow-disk-threshold"), minSlowDisk)
 	case c.GRPCKeepAliveInterval < 0 || c.GRPCKeepAliveTimeout < 0 || c.GRPCKeepAliveMinTime < 0:
 		return fmt.Errorf("%s, %s, %s: durations must not be negative; write 0 to turn one off",
 			at("grpc-keepalive-min-time"), at("grpc-keepalive-interval"), at("grpc-keepalive-timeout"))

@@ -185,6 +185,7 @@ func (l *Log) flush() error {
 	if len(w.group) == 0 {
 		return nil
 	}
+	l.pace.begin()
 	if err := l.writeOut(); err != nil {
 		return err
 	}
@@ -193,6 +194,7 @@ func (l *Log) flush() error {
 			return err
 		}
 	}
+	l.pace.end(w.needSync)
 	l.publish()
 	w.enc.base, w.enc.durable, w.enc.buf = w.written, w.synced, w.enc.buf[:0]
 	if cap(w.enc.buf) > keepBufferBytes {
@@ -290,6 +292,8 @@ func (l *Log) markClosed() error {
 // switchSegment goes on in a new segment that has room for a write of n bytes. Nothing is staged.
 func (l *Log) switchSegment(n int64) error {
 	w := &l.w
+	l.pace.begin()
+	defer l.pace.end(false)
 	// The successor's header says that this segment is durable up to its end: make it so.
 	if err := l.sync(); err != nil {
 		return err

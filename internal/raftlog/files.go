@@ -110,6 +110,8 @@ func (l *Log) cutSegments() error {
 // name cannot come back over new bytes.
 func (l *Log) retireOldest() error {
 	w := &l.w
+	l.pace.begin()
+	defer l.pace.end(false)
 	l.mu.Lock()
 	s := l.index.dropOldest()
 	busy := s.readers > 0

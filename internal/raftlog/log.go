@@ -113,6 +113,7 @@ type Log struct {
 
 	w      writer // owned by the writer goroutine
 	filler *filler
+	pace   pace
 }
 
 // Open opens the log in o.Dir, or makes an empty one, and recovers what is there: a torn tail is cut with a warning in the

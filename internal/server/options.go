@@ -52,6 +52,9 @@ type Options struct {
 	ElectionTicks  int           // ticks without a leader before an election; default 10
 	CatchupEntries uint64        // log entries kept for followers that were away, up to 256 MiB; default 5000
 
+	// SlowDisk is the time of a commit of the log from which on a leader hands over; 0: whatever the disk does.
+	SlowDisk time.Duration
+
 	MaxRequestBytes int // of one encoded command; default 1.5 MiB
 	// QuotaBytes is the size of the state from which on nothing is written that would make it grow; 0: etcd's default of
 	// 2 GiB, negative: none. QuotaManualDisarm leaves clearing the alarm to somebody.

@@ -254,8 +254,8 @@ func (m *Member) startReplica() error {
 		Log: replicaLog{m.log}, Machine: m.machine, Transport: m.transport,
 		Applied: replica.Position(s.Applied), ConfState: s.ConfState,
 		Tick: m.options.Tick, ElectionTicks: m.options.ElectionTicks, HeartbeatTicks: 1,
-		CatchupEntries: m.options.CatchupEntries,
-		Logger:         m.logger, Observer: m.options.Observer.Replica,
+		CatchupEntries: m.options.CatchupEntries, SlowDisk: m.options.SlowDisk,
+		Logger: m.logger, Observer: m.options.Observer.Replica,
 	})
 	if err != nil {
 		return err

@@ -33,6 +33,7 @@ type Disk struct {
 	// slower multiplies SyncDelay; failing disks fail every sync of a slow file.
 	slower  time.Duration
 	failing bool
+	hung    chan struct{} // syncs of slow files wait until it is closed; nil: none does
 
 	late sync.WaitGroup // syncs that are still to come
 }
@@ -59,6 +60,7 @@ func (d *Disk) Crash(keepPercent int) {
 		cfg.RNG = rand.New(rand.NewPCG(d.rng.Uint64(), 0xc4a5))
 	}
 	d.mem = d.mem.CrashClone(cfg)
+	d.setHung(false) // the new life finds another disk, and what the old one waits for must end
 }
 
 // next is how long the next sync of a slow file takes, and how it ends.
@@ -90,6 +92,34 @@ func (d *Disk) SetFailing(failing bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failing = failing
+}
+
+// SetHung makes every sync of a slow file wait from now on, those that have begun too, until it is called again or the
+// member crashes.
+func (d *Disk) SetHung(hung bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.setHung(hung)
+}
+
+func (d *Disk) setHung(hung bool) {
+	switch {
+	case hung && d.hung == nil:
+		d.hung = make(chan struct{})
+	case !hung && d.hung != nil:
+		close(d.hung)
+		d.hung = nil
+	}
+}
+
+// answers waits while the disk hangs.
+func (d *Disk) answers() {
+	d.mu.Lock()
+	hung := d.hung
+	d.mu.Unlock()
+	if hung != nil {
+		<-hung
+	}
 }
 
 var errDisk = errors.New("sim: input/output error")
@@ -169,6 +199,7 @@ func (f *diskFile) sync(really func() error) error {
 	if time.Sleep(delay); err != nil {
 		return err
 	}
+	f.disk.answers()
 	return really()
 }
 

@@ -200,7 +200,7 @@ func newRun(o Options) *run {
 		options := server.Options{
 			DataDir: "/data", Name: f.Name, PeerURLs: f.PeerURLs, ClientURLs: []string{fmt.Sprintf("http://%s:2379", f.Name)},
 			Founders: founders, Token: "sim", Logger: o.Logger,
-			Tick: 20 * time.Millisecond, ElectionTicks: 10,
+			Tick: 20 * time.Millisecond, ElectionTicks: 10, SlowDisk: 100 * time.Millisecond,
 			// Little of everything, so that logs are cut, tables flushed and checkpoints sent within seconds.
 			CatchupEntries: 100, MemTableBytes: o.MemTableBytes, CacheBytes: 1 << 20, LogSegmentBytes: o.LogSegmentBytes,
 		}

@@ -63,6 +63,19 @@ func TestOneMember(t *testing.T) {
 	}
 }
 
+// TestHungDisks runs clusters whose disks hang or are slow again and again, and little else: leaders must hand over, and
+// nothing may be lost.
+func TestHungDisks(t *testing.T) {
+	o := Options{Faults: []string{"hung disk", "slow disk", "crash one"}}
+	for o.Seed = range uint64(4) {
+		report, err := simulate(t, o)
+		t.Logf("seed %d: %v", o.Seed, report)
+		if err != nil {
+			t.Fatalf("seed %d (%v): %v", o.Seed, report, err)
+		}
+	}
+}
+
 // plantedSeeds is how many seeds may pass before the planted bug is found.
 const plantedSeeds = 5
 
