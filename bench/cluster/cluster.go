@@ -5,6 +5,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -34,7 +36,8 @@ type Cluster struct {
 
 // Member is one of them.
 type Member struct {
-	Name, Client, Peer string // the addresses as host:port
+	Name, Client, Peer string      // the addresses as host:port
+	tls                *tls.Config // of clients; nil: without
 	args               []string
 	dir                string
 	process            *exec.Cmd
@@ -45,6 +48,16 @@ type Member struct {
 // Start starts n members with command, the binary and its leading arguments, and waits until each answers a linearizable
 // read. Extra flags go to every member. Data and logs are kept under dir.
 func Start(ctx context.Context, dir string, n int, command []string, extra ...string) (*Cluster, error) {
+	return StartSecure(ctx, nil, dir, n, command, extra...)
+}
+
+// StartSecure is Start over TLS, for clients and between members, if clients have settings for it. The extra flags say
+// where the members find their certificates.
+func StartSecure(ctx context.Context, clients *tls.Config, dir string, n int, command []string, extra ...string) (*Cluster, error) {
+	scheme := "http://"
+	if clients != nil {
+		scheme = "https://"
+	}
 	addrs, err := freeAddrs(2 * n)
 	if err != nil {
 		return nil, err
@@ -52,16 +65,16 @@ func Start(ctx context.Context, dir string, n int, command []string, extra ...st
 	c := &Cluster{dir: dir}
 	var initial []string
 	for i := range n {
-		m := &Member{Name: fmt.Sprintf("m%d", i+1), Client: addrs[2*i], Peer: addrs[2*i+1]}
+		m := &Member{Name: fmt.Sprintf("m%d", i+1), Client: addrs[2*i], Peer: addrs[2*i+1], tls: clients}
 		m.dir = filepath.Join(dir, m.Name)
-		initial = append(initial, m.Name+"=http://"+m.Peer)
+		initial = append(initial, m.Name+"="+scheme+m.Peer)
 		c.Members = append(c.Members, m)
 	}
 	for _, m := range c.Members {
 		m.args = append(append([]string{}, command...),
 			"--name="+m.Name, "--data-dir="+m.dir,
-			"--listen-client-urls=http://"+m.Client, "--advertise-client-urls=http://"+m.Client,
-			"--listen-peer-urls=http://"+m.Peer, "--initial-advertise-peer-urls=http://"+m.Peer,
+			"--listen-client-urls="+scheme+m.Client, "--advertise-client-urls="+scheme+m.Client,
+			"--listen-peer-urls="+scheme+m.Peer, "--initial-advertise-peer-urls="+scheme+m.Peer,
 			"--initial-cluster="+strings.Join(initial, ","), "--initial-cluster-token=bench", "--log-level=warn")
 		m.args = append(m.args, extra...)
 		if err := m.Start(); err != nil {
@@ -137,8 +150,12 @@ func (m *Member) log() []byte {
 
 // Dial connects to the member. Answers of any size are taken, and a member that restarts is found again at once.
 func (m *Member) Dial() (*grpc.ClientConn, error) {
+	creds := insecure.NewCredentials()
+	if m.tls != nil {
+		creds = credentials.NewTLS(m.tls)
+	}
 	return grpc.NewClient("passthrough:///"+m.Client,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(creds),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.2, MaxDelay: 50 * time.Millisecond},
 			MinConnectTimeout: time.Second,

@@ -87,22 +87,19 @@ Every client and tool of etcd 3.7 works with it.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; %s --help lists the flags", err, cmd.CommandPath())
 	})
-	root.AddCommand(t.serverCommand(), t.devCommand(), ctlCommand(), t.inspectCommand(), t.gatewayCommand(), t.utlCommand("utl"), t.versionCommand())
+	root.AddCommand(t.serverCommand(), t.devCommand(), ctlCommand(), t.inspectCommand(), t.gatewayCommand(), t.grpcProxyCommand(), t.utlCommand("utl"), t.versionCommand())
 	return root
 }
 
 // etcd is the program under etcd's name: the member, but for the names of etcd's subcommands.
 func (t terminal) etcd(args []string) error {
-	switch {
-	case len(args) > 0 && args[0] == "gateway":
-		root := &cobra.Command{Use: "etcd", SilenceUsage: true, SilenceErrors: true}
-		root.SetOut(t.out)
-		root.SetErr(t.err)
-		root.AddCommand(t.gatewayCommand())
-		root.SetArgs(args)
-		return root.Execute()
-	case len(args) > 0 && args[0] == "grpc-proxy":
-		return fmt.Errorf("etcd %s is not supported yet; etcd gateway passes TCP connections on, and clients can be given all members' addresses", args[0])
+	if len(args) == 0 || args[0] != "gateway" && args[0] != "grpc-proxy" {
+		return t.server(args)
 	}
-	return t.server(args)
+	root := &cobra.Command{Use: "etcd", SilenceUsage: true, SilenceErrors: true}
+	root.SetOut(t.out)
+	root.SetErr(t.err)
+	root.AddCommand(t.gatewayCommand(), t.grpcProxyCommand())
+	root.SetArgs(args)
+	return root.Execute()
 }

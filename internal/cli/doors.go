@@ -27,6 +27,7 @@ type doors struct {
 	clients, http, monitor []gateway.Door
 	peerTLS                *certs.Set // for dialling too, whether there is a certificate or not
 	clientTLS              *certs.Set // nil without a client URL of TLS
+	peerScheme             string     // of peers that are given as host and port: this member's own
 }
 
 // openDoors listens first, so that nothing was touched when an address is taken, and then reads the certificates, or makes
@@ -58,6 +59,10 @@ func openDoors(c *config.Config, log *slog.Logger) (_ *doors, err error) {
 				d.peers = append(d.peers, s)
 			}
 		}
+	}
+	d.peerScheme = "http"
+	if config.Secure(c.AdvertisePeerURLs[0]) {
+		d.peerScheme = "https"
 	}
 	return d, d.secure(c, log, peers)
 }
@@ -160,10 +165,10 @@ func (d *doors) clientConfig() *tls.Config {
 	return d.clientTLS.ClientConfig()
 }
 
-// dialPeer connects to a member at one of its peer URLs.
+// dialPeer connects to a member at one of its peer URLs, or at a host and port.
 func (d *doors) dialPeer(ctx context.Context, peerURL string) (net.Conn, error) {
 	if !strings.Contains(peerURL, ":/") {
-		peerURL = "http://" + peerURL
+		peerURL = d.peerScheme + "://" + peerURL
 	}
 	u, err := url.Parse(peerURL)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -101,6 +102,37 @@ func joinEndpoints(c *config.Config, log *slog.Logger, d *doors) func(context.Co
 	}
 }
 
+// answers asks all endpoints of --join at once who is there. What leads back to this member is left out: its sockets are open
+// already, and nobody answers there.
+func answers(c *config.Config, d *doors) func(context.Context) <-chan server.Joined {
+	self := slices.Concat(config.Strings(c.AdvertisePeerURLs), config.Strings(c.ListenPeerURLs), config.Strings(c.AdvertiseClientURLs), config.Strings(c.ListenClientURLs))
+	return func(ctx context.Context) <-chan server.Joined {
+		found := make(chan server.Joined, len(c.Join)) // an answer for each endpoint at most
+		var asking sync.WaitGroup
+		for _, endpoint := range c.Join {
+			if slices.ContainsFunc(self, func(u string) bool { return u == endpoint || strings.HasSuffix(u, "://"+endpoint) }) {
+				continue
+			}
+			asking.Go(func() {
+				quiet := slog.New(slog.DiscardHandler) // who does not answer is no news
+				joined, _, err := askAny(ctx, quiet, d, []string{endpoint})
+				if err != nil {
+					peers := slices.DeleteFunc(peersOf(ctx, d, []string{endpoint}), func(u string) bool { return slices.Contains(self, u) })
+					joined, _, err = askAny(ctx, quiet, d, peers)
+				}
+				if err == nil {
+					found <- joined
+				}
+			})
+		}
+		go func() {
+			asking.Wait()
+			close(found)
+		}()
+		return found
+	}
+}
+
 // joinOnce finds a member of the cluster and asks it.
 func joinOnce(ctx context.Context, log *slog.Logger, d *doors, endpoints []string, request []byte) (server.Joined, error) {
 	known, at, err := askAny(ctx, log, d, endpoints)
@@ -153,7 +185,7 @@ func peersOf(ctx context.Context, d *doors, endpoints []string) []string {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout/2)
 	defer cancel()
-	list, err := client.MemberList(ctx)
+	list, err := client.MemberList(ctx, clientv3.WithSerializable()) // which needs no majority
 	if err != nil {
 		return nil
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/trivet-kv/trivet/internal/rpc"
 	"github.com/trivet-kv/trivet/internal/server"
 	"github.com/trivet-kv/trivet/internal/token"
+	"github.com/trivet-kv/trivet/internal/tracing"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
 
@@ -29,34 +30,41 @@ type node struct {
 	member   *server.Member
 	services *rpc.Services
 	front    *gateway.Server
-	failed   chan error // room for the first
+	spans    *tracing.Exporter // nil: none are sent
+	failed   chan error        // room for the first
 }
 
 // startNode opens the sockets, starts the member and puts the services in front of it. Sockets come first: when a port is
 // taken, nothing has been touched. On an error nothing is left running.
-func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, error) {
+func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (_ *node, err error) {
 	doors, err := openDoors(c, log)
 	if err != nil {
 		return nil, err
 	}
+	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			doors.close()
+			n.stopTracing()
+		}
+	}()
 	tokens, err := token.New(token.Options{Spec: c.AuthToken, TTL: time.Duration(c.AuthTokenTTL) * time.Second})
 	if err != nil {
-		doors.close()
 		return nil, fmt.Errorf("--auth-token: %w", err)
+	}
+	if err := n.startTracing(c); err != nil {
+		return nil, err
 	}
 	m := metrics.New(metrics.Identity{Version: version.Version, Product: Version})
 	showGates(m, c)
-	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
 	options, err := memberOptions(c, log, m, doors)
 	if err != nil {
-		doors.close()
 		return nil, err
 	}
 	options.Fatal = fatal
 	options.OnToken = func(t fsm.Token) { tokens.Made(t.Token, t.Who) }
 	n.member, err = server.Start(options)
 	if err != nil {
-		doors.close()
 		return nil, err
 	}
 	joinMetrics(m, n.member)
@@ -66,12 +74,14 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
 		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration,
 		Tokens: tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
+		Tracer: n.spans.Tracer(),
 	})
 	n.front, err = gateway.Start(gateway.Options{
 		Services: n.services, Backend: n.member, Metrics: m, Logger: log,
 		GRPC: rpc.ServerOptions{
 			MaxConcurrentStreams: c.MaxConcurrentStreams, KeepaliveMinTime: c.GRPCKeepAliveMinTime,
 			KeepaliveInterval: c.GRPCKeepAliveInterval, KeepaliveTimeout: c.GRPCKeepAliveTimeout,
+			Trace: n.spans.Handler(),
 		},
 		Clients: doors.clients, HTTP: doors.http, Monitor: doors.monitor,
 		ClientCertAuth: c.ClientTLS.ClientCertAuth, NoJSON: !c.EnableGRPCGateway, Pprof: c.EnablePprof,
@@ -80,11 +90,40 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (*node, er
 	})
 	if err != nil {
 		n.services.Stop()
-		doors.close()
 		return nil, errors.Join(err, n.member.Stop(context.Background()))
 	}
 	go n.watch() // ends with the process: a node lives as long as it
 	return n, nil
+}
+
+// startTracing: until the member runs nobody makes a span.
+func (n *node) startTracing(c *config.Config) error {
+	if c.Tracing == nil {
+		return nil
+	}
+	var err error
+	n.spans, err = tracing.Start(tracing.Options{
+		Address: c.Tracing.Address, ServiceName: c.Tracing.ServiceName, InstanceID: c.Tracing.InstanceID,
+		PerMillion: int(c.Tracing.PerMillion), Logger: n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("--distributed-tracing-address=%s: %w; write HOST:PORT", c.Tracing.Address, err)
+	}
+	n.log.Info("distributed tracing setup enabled", "address", c.Tracing.Address, "service-name", c.Tracing.ServiceName,
+		"service-instance-id", c.Tracing.InstanceID, "sampling-rate", c.Tracing.PerMillion)
+	return nil
+}
+
+// lastSpans is how long a stop waits for a collector that does not answer.
+const lastSpans = 2 * time.Second
+
+// stopTracing sends what has not been sent yet.
+func (n *node) stopTracing() {
+	ctx, cancel := context.WithTimeout(context.Background(), lastSpans)
+	defer cancel()
+	if err := n.spans.Stop(ctx); err != nil {
+		n.log.Warn("the last traces were not sent", "error", err)
+	}
 }
 
 // watch passes the first failure on.
@@ -121,8 +160,20 @@ func (n *node) stop() error {
 	if err := n.member.Stop(ctx); err != nil {
 		return fmt.Errorf("stop the member: %w", err)
 	}
+	n.stopTracing()
 	n.log.Info("stopped")
 	return nil
+}
+
+// abort takes everything down like stop, but makes nothing durable: the member's data is not to be trusted.
+func (n *node) abort() {
+	ctx, cancel := context.WithTimeout(context.Background(), n.timeout)
+	defer cancel()
+	n.services.Stop()
+	n.front.Stop(ctx)
+	if err := n.member.Abort(ctx); err != nil {
+		n.log.Warn("stopping the member before it is rebuilt", "error", err)
+	}
 }
 
 func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors *doors) (server.Options, error) {
@@ -144,10 +195,14 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 	}
 	o.StrictReconfig, o.MaxLearners, o.ForceNewCluster = c.StrictReconfigCheck, uint64(c.MaxLearners), c.ForceNewCluster
 	o.Retention = leader.Retention{Period: c.AutoCompactionPeriod, Revisions: c.AutoCompactionRevisions}
+	o.InitialCorruptCheck, o.CorruptCheckTime = c.Gates["InitialCorruptCheck"], c.CorruptCheckTime
+	if c.Gates["CompactHashCheck"] {
+		o.CompactHashCheckTime = c.CompactHashCheckTime
+	}
 	o.APIVersion, o.DowngradeCheck = version.Version, c.DowngradeCheckTime
 	switch {
 	case len(c.Join) > 0:
-		o.Join, o.Promote = joinEndpoints(c, log, doors), true
+		o.Join, o.Answers, o.Promote = joinEndpoints(c, log, doors), answers(c, doors), true
 	case c.InitialClusterState == "existing":
 		o.Join = joinExisting(c, log, doors)
 	}

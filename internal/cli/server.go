@@ -103,6 +103,7 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	ready := make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
 	go n.waitReady(ctx, ready)
@@ -119,6 +120,17 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 			stopOnSecond(signals, log)
 			return n.stop()
 		case err := <-n.failed:
+			if errors.Is(err, server.ErrRebuild) && time.Since(began) > steady {
+				log.Error("the member is started again, to rebuild itself", "error", err)
+				n.abort()
+				if n, err = startNode(c, log, fatal); err != nil {
+					cancel()
+					return err
+				}
+				began, ready = time.Now(), make(chan struct{})
+				go n.waitReady(ctx, ready)
+				continue
+			}
 			// No clean stop: it would wait for the disk that failed. The others notice at once, and the next start recovers
 			// as from a crash.
 			cancel()
@@ -126,6 +138,10 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 		}
 	}
 }
+
+// steady is how long a member must have run to be started again in place when it has to rebuild itself. If that is needed
+// again and again, the disk is bad, and whoever watches the process should see it end.
+const steady = 5 * time.Second
 
 // gcPercent is how much garbage a member lets grow beside what lives, in percent of it. Nearly all that lives is caches and
 // memtables without pointers, which cost the collector little, so that collecting more often is cheap, and Go's default of

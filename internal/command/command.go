@@ -42,6 +42,8 @@ type Command struct {
 	MemberUpdate   *MemberUpdate
 	ClusterVersion *ClusterVersion
 	Downgrade      *Downgrade
+	Mark           *Mark
+	Fence          *Fence
 	Auth           *Auth
 }
 

@@ -72,7 +72,7 @@ func randomOp(r *rand.Rand, depth int) Op {
 
 func randomCommand(r *rand.Rand) *Command {
 	c := &Command{ID: r.Uint64(), Time: r.Int64() - r.Int64(), User: string(randomBytes(r)), AuthRevision: r.Uint64()}
-	switch r.IntN(16) {
+	switch r.IntN(18) {
 	case 0:
 		c.Put = randomPut(r)
 	case 1:
@@ -98,6 +98,10 @@ func randomCommand(r *rand.Rand) *Command {
 		}
 	case 15:
 		c.Alarm = &Alarm{Raise: r.IntN(2) == 0, Alarm: kv.Alarm{Type: kv.AlarmType(r.Int32() - r.Int32()), MemberID: r.Uint64(), Own: r.IntN(2) == 0}}
+	case 16:
+		c.Mark = &Mark{Restart: r.IntN(2) == 0, Agreed: Note{Index: r.Uint64(), Since: r.Uint64(), Hash: r.Uint64()}}
+	case 17:
+		c.Fence = &Fence{Member: r.Uint64()}
 	case 7:
 		c.MemberPublish = &MemberPublish{ID: r.Uint64(), Name: string(randomBytes(r))}
 		for range r.IntN(3) {
@@ -187,6 +191,9 @@ func FuzzDecode(f *testing.F) {
 		var c, again Command
 		if c.Decode(b) != nil {
 			return
+		}
+		if key, ok := PutKey(b); ok != (c.Put != nil) || ok && !bytes.Equal(key, c.Put.Key) {
+			t.Fatalf("the key put by %x: %x, %t", b, key, ok)
 		}
 		encoded := c.Append(nil)
 		if err := again.Decode(encoded); err != nil {

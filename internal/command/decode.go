@@ -40,6 +40,22 @@ func Batch(entry []byte, visit func(origin uint64, encoded []byte) error) error 
 	return nil
 }
 
+// PutKey returns the key of a command that puts a single one, for who wants to know keys before commands are run; false for
+// any other command and for bytes that Decode refuses before it comes to the key. The key points into encoded.
+func PutKey(encoded []byte) ([]byte, bool) {
+	d := decoder{b: encoded}
+	if d.byte() != kindPut {
+		return nil, false
+	}
+	d.uvarint() // ID, Time, User, AuthRevision, flags: as Decode
+	d.varint()
+	d.bytes()
+	d.uvarint()
+	d.byte()
+	key := d.bytes()
+	return key, !d.failed
+}
+
 // Decode reads the command that Append wrote. Keys and values point into b.
 func (c *Command) Decode(b []byte) error {
 	d := decoder{b: b}
@@ -66,6 +82,10 @@ func (c *Command) Decode(b []byte) error {
 		c.MemberPublish = d.memberPublish()
 	case kindAlarm:
 		c.Alarm = d.alarm()
+	case kindMark:
+		c.Mark = d.mark()
+	case kindFence:
+		c.Fence = &Fence{Member: d.uvarint()}
 	default:
 		if d.membership(kind, c) {
 			break

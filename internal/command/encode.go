@@ -35,6 +35,9 @@ const (
 	// 20 to 31 are those of AuthOp.
 
 	kindAlarm = 50
+
+	kindMark  = 60
+	kindFence = 61
 )
 
 const (
@@ -86,6 +89,10 @@ func (c *Command) Append(dst []byte) []byte {
 		return c.MemberPublish.append(dst)
 	case c.Auth != nil:
 		return c.Auth.append(dst)
+	case c.Mark != nil:
+		return c.Mark.append(dst)
+	case c.Fence != nil:
+		return binary.AppendUvarint(dst, c.Fence.Member)
 	}
 	return c.appendMembership(dst)
 }
@@ -124,6 +131,10 @@ func (c *Command) kind() byte {
 		return kindDowngrade
 	case c.Auth != nil:
 		return byte(c.Auth.Op)
+	case c.Mark != nil:
+		return kindMark
+	case c.Fence != nil:
+		return kindFence
 	}
 	panic("command: a command with no request")
 }
@@ -139,6 +150,7 @@ func (c *Command) Name() string {
 		kindMemberPublish: "member_publish", kindMemberAdd: "member_add", kindMemberRemove: "member_remove",
 		kindMemberPromote: "member_promote", kindMemberUpdate: "member_update", kindClusterVersion: "cluster_version",
 		kindDowngrade: "downgrade", kindAlarm: "alarm",
+		kindMark: "mark", kindFence: "fence",
 	}[c.kind()]
 }
 

@@ -49,6 +49,10 @@ type Config struct {
 	MaxLearners         uint
 	ForceNewCluster     bool
 	DowngradeCheckTime  time.Duration
+	// Checks by the leader that the members' data is the same: of the newest revision (0: none), and of compactions, with
+	// the gate CompactHashCheck. Neither is negative, and the latter is not zero.
+	CorruptCheckTime     time.Duration
+	CompactHashCheckTime time.Duration
 	// History that automatic compaction keeps; at most one is not zero.
 	AutoCompactionPeriod    time.Duration
 	AutoCompactionRevisions int64
@@ -99,6 +103,11 @@ type Config struct {
 	retention     string // --auto-compaction-retention and its mode as written
 	retentionMode string
 
+	// Tracing is where spans are sent; nil: nowhere.
+	Tracing *Tracing
+	traced  bool
+	tracing Tracing
+
 	// Gates are all feature gates of etcd, and whether they are on.
 	Gates map[string]bool
 
@@ -136,6 +145,14 @@ func Address(u url.URL) string {
 		return u.Host + u.Path
 	}
 	return u.Host
+}
+
+// Tracing says where spans are sent, and which.
+type Tracing struct {
+	Address     string // of a collector
+	ServiceName string
+	InstanceID  string // empty: none
+	PerMillion  int64  // of traces that begin here, from 0 to a million
 }
 
 // LogRotation says when a log file is full and how long full ones are kept.

@@ -42,6 +42,8 @@ func TestTableIsEtcds(t *testing.T) {
 	want := map[string]string{
 		"config-file": "", "discovery-fallback": "exit", "initial-cluster-state": "new", "v2-deprecation": "write-only", "version": "false",
 		"join": "", "quota-manual-disarm": "false", "slow-disk-threshold": "500ms", // ours
+		"experimental-initial-corrupt-check": "false", "experimental-corrupt-check-time": "0s", // of etcd up to 3.6
+		"experimental-compact-hash-check-enabled": "false", "experimental-compact-hash-check-time": "1m0s",
 	}
 	for _, n := range strings.Fields(`cluster-active-size cluster-remove-delay cluster-sync-interval config force max-result-buffer
 		max-retry-attempts peer-heartbeat-interval peer-election-timeout retry-interval snapshot v vv test.coverprofile test.outputdir`) {
@@ -74,7 +76,7 @@ func TestTableIsEtcds(t *testing.T) {
 		if f.Section != "" && f.Help == "" {
 			t.Errorf("--%s: no help", f.Name)
 		}
-		if f.Kind != Ignored && f.Support == Works && f.bind == nil && !slices.Contains([]string{
+		if f.Kind != Ignored && f.Support == Works && f.bind == nil && !strings.HasPrefix(f.Name, "experimental-") && !slices.Contains([]string{
 			"initial-cluster", "log-level", "feature-gates", "cipher-suites", "tls-min-version", "tls-max-version", "config-file", "version"}, f.Name) {
 			t.Errorf("--%s works but goes nowhere", f.Name)
 		}
@@ -301,6 +303,34 @@ func TestGates(t *testing.T) {
 	}
 }
 
+// etcd's checks of the members' data, under the names that they have and those that they had.
+func TestCorruptionChecks(t *testing.T) {
+	type checks struct {
+		initial, compact bool
+		every, compacted time.Duration
+	}
+	for _, c := range []struct {
+		args string
+		want checks
+	}{
+		{"", checks{false, false, 0, time.Minute}},
+		{"--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true --corrupt-check-time=2m --compact-hash-check-time=3s", checks{true, true, 2 * time.Minute, 3 * time.Second}},
+		{"--feature-gates=AllAlpha=true", checks{true, true, 0, time.Minute}},
+		{"--experimental-initial-corrupt-check --experimental-corrupt-check-time=2m", checks{true, false, 2 * time.Minute, time.Minute}},
+		{"--experimental-compact-hash-check-enabled=true --experimental-compact-hash-check-time=3s --feature-gates=InitialCorruptCheck=true", checks{true, true, 0, 3 * time.Second}},
+		{"--experimental-initial-corrupt-check=false --feature-gates=InitialCorruptCheck=true --experimental-corrupt-check-time=0s --corrupt-check-time=1m", checks{true, false, time.Minute, time.Minute}},
+	} {
+		conf := mustLoad(t, strings.Fields(c.args), nil, "")
+		if got := (checks{conf.Gates["InitialCorruptCheck"], conf.Gates["CompactHashCheck"], conf.CorruptCheckTime, conf.CompactHashCheckTime}); got != c.want || len(conf.Notes) > 0 && !strings.Contains(c.args, "AllAlpha") {
+			t.Errorf("%s: %+v, notes %s", c.args, got, notes(conf))
+		}
+	}
+	conf := mustLoad(t, []string{"--config-file=conf.yml"}, nil, "experimental-corrupt-check-time: 5m\nexperimental-initial-corrupt-check: true\n")
+	if conf.CorruptCheckTime != 5*time.Minute || !conf.Gates["InitialCorruptCheck"] {
+		t.Errorf("from a file: %v, %v", conf.CorruptCheckTime, conf.Gates)
+	}
+}
+
 // What is unsafe says so.
 func TestUnsafeIsNoted(t *testing.T) {
 	if c := mustLoad(t, []string{"--unsafe-no-fsync"}, nil, ""); !c.UnsafeNoFsync || !strings.Contains(notes(c), "UNSAFE") {
@@ -411,7 +441,14 @@ func TestBadInput(t *testing.T) {
 		{"--auto-compaction-retention=-1", "--auto-compaction-retention=-1: not a time"},
 		{"--auto-compaction-retention=9999999", "--auto-compaction-retention=9999999: not a time"},
 		{"--auto-compaction-mode=revision --auto-compaction-retention=8h", "--auto-compaction-retention=8h: not a number of revisions; write one of at least 0, as 1000, or --auto-compaction-mode=periodic"},
-		{"--feature-gates=InitialCorruptCheck=true", "--feature-gates=InitialCorruptCheck=true: comparing the members' data before serving is not supported yet"},
+		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=-1", "--distributed-tracing-sampling-rate=-1: tracing sampling rate must be positive; write a number from 0 to 1000000"},
+		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=1000001", "--distributed-tracing-sampling-rate=1000001: tracing sampling rate must be less than 1000000"},
+		{"--feature-gates=SetMemberLocalAddr=true", "--feature-gates=SetMemberLocalAddr=true: choosing the local address of peer connections is not supported yet"},
+		{"--corrupt-check-time=-1s", "--corrupt-check-time=-1s: the time must not be negative; write 0 to turn the check off"},
+		{"--experimental-corrupt-check-time=-1s", "the time must not be negative"},
+		{"--compact-hash-check-time=0s", "--compact-hash-check-time=0s: the time must be above zero; etcd's default is 1m"},
+		{"--experimental-corrupt-check-time=1m --corrupt-check-time=1m", "--experimental-corrupt-check-time=1m: it is the old name of --corrupt-check-time, which is given too"},
+		{"--experimental-initial-corrupt-check --feature-gates=PriorityRequest=false,InitialCorruptCheck=false", "it is the old name of --feature-gates=InitialCorruptCheck=true, which is given too"},
 		{"--feature-gates=Foo=true", "not a feature gate of etcd 3.7"},
 		{"--feature-gates=LeaseCheckpoint", "write NAME=true or NAME=false"},
 		{"--feature-gates=LeaseCheckpoint=yes", `"LeaseCheckpoint=yes" does not say on or off`},

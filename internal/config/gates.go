@@ -28,9 +28,9 @@ type gate struct {
 
 // gates is never written to.
 var gates = []gate{
-	{"CompactHashCheck", alpha, false, Later, "comparing the members' data after a compaction"},
+	{"CompactHashCheck", alpha, false, Works, "the leader compares the members' data after a compaction"},
 	{"FastLeaseKeepAlive", beta, true, Meaningless, "a renewal never waits for entries to be applied"},
-	{"InitialCorruptCheck", alpha, false, Later, "comparing the members' data before serving"},
+	{"InitialCorruptCheck", alpha, false, Works, "a member compares its data with its peers' before it serves"},
 	{"LeaseCheckpoint", alpha, false, Meaningless, "a lease's time always goes on after a change of leader"},
 	{"LeaseCheckpointPersist", alpha, false, Meaningless, "a lease's time always goes on after a restart"},
 	{"PriorityRequest", alpha, false, Meaningless, "the queue of proposals has one bound for all"},

@@ -45,18 +45,17 @@ const (
 	tracing    = "Distributed tracing"
 	features   = "Features"
 	unsafe     = "Unsafe"
+	older      = "Names of etcd up to 3.6"
 	general    = "General"
 )
 
 // Reasons that several flags share.
 const (
-	noTracing   = "tracing"
-	noBbolt     = "it tunes bbolt; state lives in an LSM engine here"
-	onlyTracing = "it is read with --enable-distributed-tracing only, which comes later"
-	wasRemoved  = "etcd itself ignores it"
-	ctsec       = "client-transport-security."
-	ptsec       = "peer-transport-security."
-	dconf       = "discovery-config."
+	noBbolt    = "it tunes bbolt; state lives in an LSM engine here"
+	wasRemoved = "etcd itself ignores it"
+	ctsec      = "client-transport-security."
+	ptsec      = "peer-transport-security."
+	dconf      = "discovery-config."
 )
 
 // Flags is the table: every flag of etcd 3.7, in the order of the help.
@@ -139,7 +138,7 @@ var table = []Flag{
 		Help: "'new' to found a cluster, 'existing' to join one; ignored once there is data.",
 		bind: func(c *Config) any { return &c.InitialClusterState }},
 	{Name: "join", Kind: List, Section: clustering,
-		Help: "Endpoints of a running cluster, peer or client URLs, that a member without data joins; Trivet's own. No --initial-cluster is needed.",
+		Help: "Endpoints of a running cluster, its peer or client URLs or HOST:PORT of these, that a member without data joins; Trivet's own. No --initial-cluster is needed.",
 		bind: func(c *Config) any { return &c.Join }},
 	{Name: "initial-cluster-token", Kind: String, Default: "etcd-cluster", Section: clustering,
 		Help: "A name that keeps clusters apart; part of all ids.",
@@ -251,15 +250,22 @@ var table = []Flag{
 	{Name: "warning-unary-request-duration", Kind: Duration, Default: "300ms", Section: logging, Help: "A call that takes longer is logged.",
 		bind: func(c *Config) any { return &c.WarningUnaryRequestDuration }},
 
-	{Name: "enable-distributed-tracing", Kind: Bool, Default: "false", Section: tracing, Support: Later, Help: "Send traces.", Why: noTracing},
-	{Name: "distributed-tracing-address", Kind: String, Default: "localhost:4317", Section: tracing, Support: Meaningless, Help: "Where traces go.", Why: onlyTracing},
-	{Name: "distributed-tracing-service-name", Kind: String, Default: "etcd", Section: tracing, Support: Meaningless, Help: "Service name in traces.", Why: onlyTracing},
-	{Name: "distributed-tracing-instance-id", Kind: String, Section: tracing, Support: Meaningless, Help: "Instance in traces.", Why: onlyTracing},
-	{Name: "distributed-tracing-sampling-rate", Kind: Int, Default: "0", Section: tracing, Support: Meaningless, Help: "Traces per million spans.", Why: onlyTracing},
+	{Name: "enable-distributed-tracing", Kind: Bool, Default: "false", Section: tracing, Help: "Send spans to an OpenTelemetry collector, over gRPC without TLS.",
+		bind: func(c *Config) any { return &c.traced }},
+	{Name: "distributed-tracing-address", Kind: String, Default: "localhost:4317", Section: tracing, Help: "Address of the collector.",
+		bind: func(c *Config) any { return &c.tracing.Address }},
+	{Name: "distributed-tracing-service-name", Kind: String, Default: "etcd", Section: tracing, Help: "Name of the service in traces, the same on all members.",
+		bind: func(c *Config) any { return &c.tracing.ServiceName }},
+	{Name: "distributed-tracing-instance-id", Kind: String, Section: tracing, Help: "Name of this member in traces, another on each.",
+		bind: func(c *Config) any { return &c.tracing.InstanceID }},
+	{Name: "distributed-tracing-sampling-rate", Kind: Int, Default: "0", Section: tracing,
+		Help: "Traces sampled out of a million that begin at the member; callers decide about theirs.",
+		bind: func(c *Config) any { return &c.tracing.PerMillion }},
 
-	{Name: "corrupt-check-time", Kind: Duration, Default: "0s", Section: features, Support: Later, Help: "Time between checks that members agree.", Why: "comparing the members' data"},
-	{Name: "compact-hash-check-time", Kind: Duration, Default: "1m0s", Section: features, Support: Meaningless, Help: "Time between checks of compaction hashes.",
-		Why: "it is read with the feature gate CompactHashCheck only, which comes later"},
+	{Name: "corrupt-check-time", Kind: Duration, Default: "0s", Section: features, Help: "Time between checks by the leader that the members' data is the same; 0: none.",
+		bind: func(c *Config) any { return &c.CorruptCheckTime }},
+	{Name: "compact-hash-check-time", Kind: Duration, Default: "1m0s", Section: features, Help: "Time between the leader's looks whether a compaction is to be checked.",
+		Why: "it is read with the feature gate CompactHashCheck only, as in etcd", bind: func(c *Config) any { return &c.CompactHashCheckTime }},
 	{Name: "compaction-batch-limit", Kind: Int, Default: "0", Section: features, Support: Meaningless, Help: "Revisions deleted in one step of a compaction.",
 		Why: "a compaction runs in small steps beside the writers and sizes them itself"},
 	{Name: "compaction-sleep-interval", Kind: Duration, Default: "0s", Section: features, Support: Meaningless, Help: "Pause between the steps of a compaction.",
@@ -281,6 +287,12 @@ var table = []Flag{
 		bind: func(c *Config) any { return &c.ForceNewCluster }},
 	{Name: "unsafe-no-fsync", Kind: Bool, Default: "false", Section: unsafe, Help: "Never wait for the disk: a crash of the machine loses what was acknowledged.",
 		bind: func(c *Config) any { return &c.UnsafeNoFsync }},
+
+	// Names of etcd up to 3.6, which 3.7 refuses; what they say is settled by setOldNames.
+	{Name: "experimental-initial-corrupt-check", Kind: Bool, Default: "false", Section: older, Help: "Old name of the feature gate InitialCorruptCheck."},
+	{Name: "experimental-corrupt-check-time", Kind: Duration, Default: "0s", Section: older, Help: "Old name of --corrupt-check-time."},
+	{Name: "experimental-compact-hash-check-enabled", Kind: Bool, Default: "false", Section: older, Help: "Old name of the feature gate CompactHashCheck."},
+	{Name: "experimental-compact-hash-check-time", Kind: Duration, Default: "1m0s", Section: older, Help: "Old name of --compact-hash-check-time."},
 
 	// Flags that etcd 3.7 still takes and ignores; like there, they need no value.
 	{Name: "cluster-active-size", Kind: Ignored, Support: Meaningless, Why: wasRemoved, File: "-"},

@@ -165,6 +165,15 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	if err := c.setGates(given["feature-gates"]); err != nil {
 		return err
 	}
+	if err := c.setOldNames(given); err != nil {
+		return err
+	}
+	switch {
+	case c.CorruptCheckTime < 0:
+		return fmt.Errorf("%s: the time must not be negative; write 0 to turn the check off", at("corrupt-check-time"))
+	case c.CompactHashCheckTime <= 0:
+		return fmt.Errorf("%s: the time must be above zero; etcd's default is 1m", at("compact-hash-check-time"))
+	}
 	if c.UnsafeNoFsync {
 		c.note(slog.LevelWarn, "UNSAFE: nothing waits for the disk; when this machine crashes, writes that were acknowledged are lost, and the member may have to be replaced",
 			"setting", at("unsafe-no-fsync"))
@@ -172,7 +181,30 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	if err := c.validateOutputs(at("log-outputs")); err != nil {
 		return err
 	}
+	if err := c.setTracing(at); err != nil {
+		return err
+	}
 	return c.setRotation(at)
+}
+
+// setTracing: as in etcd the settings are not looked at unless spans are to be sent.
+func (c *Config) setTracing(at func(string) string) error {
+	if !c.traced {
+		return nil
+	}
+	const million = 1_000_000
+	wrong := "" // etcd's words
+	switch n := c.tracing.PerMillion; {
+	case n < 0:
+		wrong = "must be positive"
+	case n > million:
+		wrong = fmt.Sprintf("must be less than %d", million)
+	}
+	if wrong != "" {
+		return fmt.Errorf("%s: tracing sampling rate %s; write a number from 0 to %d", at("distributed-tracing-sampling-rate"), wrong, million)
+	}
+	c.Tracing = &c.tracing
+	return nil
 }
 
 // logLevels has no entry for the default, which is slog's zero.

@@ -3,7 +3,9 @@
 //
 //	LOCK          held by the process that serves the directory
 //	member.json   the identity, written last when a member is founded: a directory without it never served
+//	members.json  the members as last known, for a member whose state is lost (KeepMembers)
 //	log/          the raft log (package raftlog)
+//	log.damaged/  the log that a rebuild has replaced (rebuild.go); removed at the next start
 //	STATE         one line, the name of the current state folder; replaced by rename
 //	state-N/      the state engine (package engine)
 //	incoming/     checkpoints being received; emptied at every start
@@ -36,6 +38,7 @@ const FormatVersion = 1
 const (
 	lockName        = "LOCK"
 	identityName    = "member.json"
+	membersName     = "members.json"
 	stateName       = "STATE"
 	logName         = "log"
 	incomingName    = "incoming"
@@ -51,6 +54,8 @@ var (
 		"give another --data-dir, made from this one by trivet utl migrate --data-dir THIS --output-dir OTHER once that etcd is stopped")
 	ErrLostIdentity = errors.New("the data directory holds a log but no member.json, so it cannot be told whose it is: " +
 		"put the file back from a copy, or move the directory away to let the member begin empty")
+	// ErrLostState is wrapped by State when the current state folder is gone or cannot be told.
+	ErrLostState = errors.New("the state is lost")
 )
 
 // Identity says whose directory it is. It never changes once written.
@@ -66,6 +71,9 @@ type Identity struct {
 	HasLog bool `json:"has_log"`
 	// LogDir is the directory of its own that the log is in (UseLog); empty: it is in the data directory.
 	LogDir string `json:"log_dir,omitempty"`
+	// Rebuild, if not empty, says why log and state are not to be trusted: they are to be replaced by those of another
+	// member before this one takes part (BeginRebuild).
+	Rebuild string `json:"rebuild,omitempty"`
 }
 
 // Dir is a data directory that this process holds, or only looks at.
@@ -180,20 +188,23 @@ func (d *Dir) Checkpoints() string { return d.join(checkpointsName) }
 // Snapshots is the folder for the files of snapshots while clients are sent them.
 func (d *Dir) Snapshots() string { return d.join(snapshotsName) }
 
-// State returns the current state folder.
+// State returns the current state folder. It wraps ErrLostState if that is gone or cannot be told.
 func (d *Dir) State() (string, error) {
 	b, err := d.readFile(stateName)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrLostState, err)
+	}
 	if err != nil {
 		return "", fmt.Errorf("find the current state folder: %w", err)
 	}
 	name := strings.TrimSpace(string(b))
 	if n, err := strconv.Atoi(strings.TrimPrefix(name, statePrefix)); err != nil || n < 1 || name != statePrefix+strconv.Itoa(n) {
-		return "", fmt.Errorf("%s is damaged: it holds %q, which names no state folder; put it back from a copy, or write the name of the newest state folder into it",
-			d.join(stateName), name)
+		return "", fmt.Errorf("%w: %s is damaged: it holds %q, which names no state folder; put it back from a copy, or write the name of the newest state folder into it",
+			ErrLostState, d.join(stateName), name)
 	}
 	if _, err := d.fs.Stat(d.join(name)); errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("the state folder %s is gone: put it back from a copy, or remove the member from the cluster and add it again with an empty data directory (the other members hold everything)",
-			d.join(name))
+		return "", fmt.Errorf("%w: the state folder %s is gone: put it back from a copy, or remove the member from the cluster and add it again with an empty data directory (the other members hold everything)",
+			ErrLostState, d.join(name))
 	}
 	return d.join(name), nil
 }
@@ -257,13 +268,9 @@ func writeIdentity(fsys vfs.FS, dir string, id Identity) error {
 // After it returns, staged is gone and a start opens the new state; the old state's folder is left for its reader to
 // close and is removed by Prune or at the next start.
 func (d *Dir) Replace(staged string) (string, error) {
-	current, err := d.State()
+	n, err := d.newestState()
 	if err != nil {
 		return "", err
-	}
-	n, err := strconv.Atoi(strings.TrimPrefix(d.fs.PathBase(current), statePrefix))
-	if err != nil {
-		return "", fmt.Errorf("the current state folder has an unknown name %q: %w", current, err)
 	}
 	name := statePrefix + strconv.Itoa(n+1)
 	if err := d.fs.RemoveAll(d.join(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -279,6 +286,27 @@ func (d *Dir) Replace(staged string) (string, error) {
 		return "", err
 	}
 	return d.join(name), nil
+}
+
+// newestState is the number of the current state folder, or, if that is lost, the highest that there is.
+func (d *Dir) newestState() (int, error) {
+	current, err := d.State()
+	if err == nil {
+		return strconv.Atoi(strings.TrimPrefix(d.fs.PathBase(current), statePrefix))
+	}
+	if !errors.Is(err, ErrLostState) {
+		return 0, err
+	}
+	names, err := d.fs.List(d.path)
+	newest := 0
+	for _, name := range names {
+		if number, ok := strings.CutPrefix(name, statePrefix); ok {
+			if n, err := strconv.Atoi(number); err == nil {
+				newest = max(newest, n)
+			}
+		}
+	}
+	return newest, err
 }
 
 // Prune removes every state folder but the current one.
@@ -304,7 +332,10 @@ func (d *Dir) recover() error {
 		}
 	}
 	if d.Identity != nil {
-		return d.Prune()
+		if err := d.Prune(); !errors.Is(err, ErrLostState) { // then whoever opens the state is told
+			return err
+		}
+		return nil
 	}
 	if names, err := d.fs.List(d.Log()); err == nil && len(names) > 0 {
 		return fmt.Errorf("%s: %w", d.path, ErrLostIdentity)

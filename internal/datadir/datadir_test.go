@@ -251,11 +251,16 @@ func TestDamagedState(t *testing.T) {
 			t.Errorf("%q stands for %s", text, name)
 		}
 		d.Close()
-		if _, err := Open(fsys, "data"); err == nil || !strings.Contains(err.Error(), "STATE is damaged") {
+		d, err := Open(fsys, "data")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.State(); !errors.Is(err, ErrLostState) || !strings.Contains(err.Error(), "STATE is damaged") {
 			t.Errorf("opened with %q: %v", text, err)
 		}
 		if _, err := fsys.Stat("data/state-1/first"); err != nil {
 			t.Errorf("with %q: %v", text, err)
 		}
+		d.Close()
 	}
 }

@@ -35,7 +35,7 @@ func (d *Dir) UseLog(logDir string) error {
 		}
 		return nil
 	}
-	if err := d.checkLogOwner(); err != nil {
+	if err := errors.Join(d.checkLogOwner(), d.removeDamagedLog()); err != nil {
 		return err
 	}
 	if id.LogDir == logDir {

@@ -16,6 +16,7 @@ type Batch struct {
 	sizes *sizes
 	// indexed: b can be read. Most batches never are, and do not pay for an index; the first read makes it.
 	indexed bool
+	dropped int64 // bytes of rows that DeleteSized deletes
 }
 
 // Get implements Reader.
@@ -63,6 +64,13 @@ func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
 // Delete deletes a row.
 func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }
 
+// DeleteSized deletes a row whose value is known to be size bytes long, so that the engine knows what it can give back. With
+// another size it deletes as well and knows less.
+func (b *Batch) DeleteSized(key []byte, size uint32) error {
+	b.dropped += int64(len(key)) + int64(size)
+	return b.b.DeleteSized(key, size, nil)
+}
+
 // DeleteRange deletes lower ≤ row < upper.
 func (b *Batch) DeleteRange(lower, upper []byte) error { return b.b.DeleteRange(lower, upper, nil) }
 
@@ -82,7 +90,8 @@ func (b *Batch) Commit() error {
 	if err := b.b.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("commit batch of %d bytes: %w", size, err)
 	}
-	b.sizes.written.Add(int64(size))
+	b.sizes.written.all.Add(int64(size))
+	b.sizes.dropped.all.Add(b.dropped)
 	return nil
 }
 

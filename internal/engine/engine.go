@@ -129,12 +129,16 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	var flushFailure atomic.Pointer[error]
 	p.EventListener = &pebble.EventListener{
 		// Both are called with Pebble's lock held: they only note and nudge.
-		FlushBegin: func(pebble.FlushInfo) { e.sizes.begun.Store(e.sizes.written.Load()) },
+		FlushBegin: func(pebble.FlushInfo) {
+			e.sizes.written.begin()
+			e.sizes.dropped.begin()
+		},
 		FlushEnd: func(i pebble.FlushInfo) {
 			if flushFailure.Store(&i.Err); i.Err != nil {
 				return
 			}
-			e.sizes.flushed.Store(e.sizes.begun.Load())
+			e.sizes.written.end()
+			e.sizes.dropped.end()
 			select {
 			case e.flushed <- struct{}{}:
 			default:
@@ -282,15 +286,6 @@ func (e *Engine) DiskUsage() (total, inUse int64) {
 	total = int64(m.DiskSpaceUsage())
 	inUse = total - int64(m.Table.ObsoleteSize+m.Table.ZombieSize)
 	return total, max(inUse, 0)
-}
-
-// Compact rewrites the rows of lower ≤ row < upper so that deleted ones give their space back now rather than later.
-func (e *Engine) Compact(ctx context.Context, lower, upper []byte) error {
-	if err := e.gate.enter(); err != nil {
-		return err
-	}
-	defer e.gate.leave()
-	return e.db.Compact(ctx, lower, upper, false)
 }
 
 // Close waits for the reads that are under way, which may be as slow as the clients that they are for, and closes the

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -257,26 +258,44 @@ type Change struct {
 	Type kv.EventType
 	// Superseded is the version that the change replaced; zero if the key did not exist.
 	Superseded kv.Revision
-	Key        []byte
+	// Frees is how long the value of the superseded version's row is: what goes with it. 0: none, or not known, as in rows
+	// of before it was kept.
+	Frees uint32
+	Key   []byte
 }
 
-// AppendChange appends the value of a revision row: the operation, the superseded revision, the user key.
+// flagFrees in the operation of a revision row says that Frees follows the superseded revision.
+const flagFrees byte = 2
+
+// AppendChange appends the value of a revision row: the operation, the superseded revision, what it frees, the user key.
 func AppendChange(dst []byte, c Change) []byte {
-	dst = append(dst, byte(c.Type))
+	op := byte(c.Type)
+	if c.Frees > 0 {
+		op |= flagFrees
+	}
+	dst = append(dst, op)
 	dst = binary.AppendUvarint(dst, uint64(c.Superseded.Main))
 	dst = binary.AppendUvarint(dst, uint64(c.Superseded.Sub))
+	if c.Frees > 0 {
+		dst = binary.AppendUvarint(dst, uint64(c.Frees))
+	}
 	return append(dst, c.Key...)
 }
 
 // DecodeChange takes the value of a revision row apart. Key points into value.
 func DecodeChange(value []byte) (Change, error) {
-	if len(value) < 1 || value[0] > byte(kv.Delete) {
+	if len(value) < 1 || value[0]&^flagFrees > byte(kv.Delete) {
 		return Change{}, malformed("revision value", value)
 	}
 	d := rowDecoder{b: value[1:]}
-	c := Change{Type: kv.EventType(value[0])}
+	c := Change{Type: kv.EventType(value[0] &^ flagFrees)}
 	c.Superseded.Main = int64(d.uvarint())
 	c.Superseded.Sub = int64(d.uvarint())
+	if value[0]&flagFrees != 0 {
+		n := d.uvarint()
+		d.failed = d.failed || n == 0 || n > math.MaxUint32
+		c.Frees = uint32(n)
+	}
 	c.Key = d.b
 	if d.failed || len(c.Key) == 0 || c.Superseded.Sub > maxSub || c.Superseded.Sub < 0 || c.Superseded.Main < 0 {
 		return Change{}, malformed("revision value", value)

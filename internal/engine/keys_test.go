@@ -151,8 +151,8 @@ func TestRowRoundTrips(t *testing.T) {
 		if v, err := DecodeRevision(AppendRevision(nil, rev)); err != nil || v != rev {
 			t.Fatal(v, err)
 		}
-		c := Change{Type: kv.EventType(r.IntN(2)), Superseded: randomRevision(r), Key: key}
-		if got, err := DecodeChange(AppendChange(nil, c)); err != nil || got.Type != c.Type || got.Superseded != c.Superseded || !bytes.Equal(got.Key, key) {
+		c := Change{Type: kv.EventType(r.IntN(2)), Superseded: randomRevision(r), Frees: r.Uint32() >> r.IntN(40), Key: key}
+		if got, err := DecodeChange(AppendChange(nil, c)); err != nil || got.Type != c.Type || got.Superseded != c.Superseded || got.Frees != c.Frees || !bytes.Equal(got.Key, key) {
 			t.Fatal(got, err)
 		}
 		p := kv.KeyValue{CreateRevision: r.Int64(), Version: 1 + r.Int64N(300), Value: randomKey(r)[r.IntN(2):], Lease: kv.LeaseID(r.Int64N(2) * r.Int64())}
@@ -218,6 +218,7 @@ func FuzzValues(f *testing.F) {
 	f.Add(AppendLiveValue(nil, kv.KeyValue{CreateRevision: 300, Version: 2, Value: []byte("value"), Lease: 1 << 40}))
 	f.Add(AppendTombstoneValue(nil))
 	f.Add(AppendChange(nil, Change{Type: kv.Delete, Superseded: kv.Revision{Main: 1 << 40, Sub: 3}, Key: []byte("key")}))
+	f.Add(AppendChange(nil, Change{Superseded: kv.Revision{Main: 5}, Frees: 300, Key: []byte("key")}))
 	f.Add(AppendApplied(nil, 5, 6))
 	f.Add(AppendProgress(nil, Progress{Done: 1, Target: 2}))
 	f.Fuzz(func(t *testing.T, value []byte) {

@@ -1,21 +1,30 @@
 package engine
 
-import (
-	"context"
-	"sync/atomic"
-)
+import "sync/atomic"
 
-// sizes is what Size adds up. Bytes count from Open; written goes up by what each batch commits.
+// sizes is what Size and Garbage add up. Bytes count from Open.
 type sizes struct {
-	written  atomic.Int64
-	begun    atomic.Int64 // written when the last flush began
-	flushed  atomic.Int64 // written when the last flush that succeeded began
+	written  counter // by what each batch commits
+	dropped  counter // by the rows that batches delete, as far as they are told the size
 	measured atomic.Pointer[measure]
 }
 
+// counter counts what was committed, and how much of it flushed files hold at the least.
+type counter struct {
+	all     atomic.Int64
+	begun   atomic.Int64 // all when the last flush began
+	flushed atomic.Int64 // all when the last flush that succeeded began
+}
+
+func (c *counter) begin() { c.begun.Store(c.all.Load()) }
+func (c *counter) end()   { c.flushed.Store(c.begun.Load()) }
+
 type measure struct {
 	live    int64 // bytes of the files of the current version
-	flushed int64 // written that these files hold at the least
+	garbage int64 // of those, about how many are rows that were deleted
+	busy    bool
+	// What these files hold of the counters at the least.
+	written, dropped int64
 }
 
 // Size is how many bytes the state takes: the files that hold current rows as of the last Measure, and what was committed
@@ -23,11 +32,13 @@ type measure struct {
 // compressed nor merged; so it may fall by itself.
 func (e *Engine) Size() int64 {
 	m := e.sizes.measured.Load()
-	return m.live + e.sizes.written.Load() - m.flushed
+	return m.live + e.sizes.written.all.Load() - m.written
 }
 
 // Unflushed is how much of Size is not in files yet.
-func (e *Engine) Unflushed() int64 { return e.sizes.written.Load() - e.sizes.measured.Load().flushed }
+func (e *Engine) Unflushed() int64 {
+	return e.sizes.written.all.Load() - e.sizes.measured.Load().written
+}
 
 // Measure looks at the files anew. The engine does so after a flush; after compactions somebody else has to.
 func (e *Engine) Measure() {
@@ -35,19 +46,11 @@ func (e *Engine) Measure() {
 		return
 	}
 	defer e.gate.leave()
-	flushed := e.sizes.flushed.Load() // first: what is flushed meanwhile counts twice rather than not at all
+	// First: what is flushed meanwhile counts twice rather than not at all.
+	next := &measure{written: e.sizes.written.flushed.Load(), dropped: e.sizes.dropped.flushed.Load()}
 	m := e.db.Metrics()
-	e.sizes.measured.Store(&measure{live: int64(m.Table.Local.LiveSize + m.BlobFiles.Local.LiveSize), flushed: flushed})
-}
-
-// Shrink flushes and rewrites all rows, so that the space of deleted ones comes back now rather than later.
-func (e *Engine) Shrink(ctx context.Context) error {
-	if err := e.Flush(); err != nil {
-		return err
-	}
-	if err := e.Compact(ctx, []byte{0}, []byte{0xff}); err != nil {
-		return err
-	}
-	e.Measure()
-	return nil
+	next.live = int64(m.Table.Local.LiveSize + m.BlobFiles.Local.LiveSize)
+	next.garbage = int64(m.Table.Garbage.PointDeletionsBytesEstimate + m.Table.Garbage.RangeDeletionsBytesEstimate)
+	next.busy = m.Compact.NumInProgress > 0 || m.Table.PendingStatsCollectionCount > 0
+	e.sizes.measured.Store(next)
 }

@@ -77,7 +77,7 @@ const memoryBuffer = 256 << 10
 // Start begins to serve. The caller stops the Services before it stops the Server, so that streams end.
 func Start(o Options) (*Server, error) {
 	if o.SilentTimeout == 0 {
-		o.SilentTimeout = 30 * time.Second
+		o.SilentTimeout = silentTimeout
 	}
 	if o.CheckTimeout == 0 {
 		o.CheckTimeout = 7 * time.Second
@@ -89,7 +89,7 @@ func Start(o Options) (*Server, error) {
 	mux.HandleFunc("/version", func(w http.ResponseWriter, r *http.Request) { serveVersion(o.Backend, w, r) })
 	mux.HandleFunc("/debug/vars", serveVars)
 	if o.Pprof {
-		registerPprof(mux)
+		RegisterPprof(mux)
 	}
 	if !o.NoJSON {
 		h, err := s.json()

@@ -47,7 +47,8 @@ func serveVars(w http.ResponseWriter, r *http.Request) {
 	_, _ = fmt.Fprint(w, "\n}\n")
 }
 
-func registerPprof(mux *http.ServeMux) {
+// RegisterPprof adds the pages of net/http/pprof, as --enable-pprof asks for.
+func RegisterPprof(mux *http.ServeMux) {
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

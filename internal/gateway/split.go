@@ -23,6 +23,9 @@ const tlsHandshake = 0x16
 // handshakeTimeout is how long a TLS handshake may take, as in etcd, within the time of a silent connection.
 const handshakeTimeout = 10 * time.Second
 
+// silentTimeout is how long a connection may wait before it shows its protocol, unless told otherwise.
+const silentTimeout = 30 * time.Second
+
 // complainEvery is how often the log hears of TLS on a door without.
 const complainEvery = time.Minute
 
@@ -66,6 +69,14 @@ func newSplitter(l Door, grpc, http bool, silent time.Duration, log *slog.Logger
 	s.done.Add(1)
 	go s.accept()
 	return s
+}
+
+// Split serves a door for somebody with services of their own: connections that can only be gRPC come from the first
+// listener, and those of HTTP, which with TLS may carry gRPC too, from the second. end closes the door, both listeners and
+// the connections that neither has been given.
+func Split(d Door, log *slog.Logger) (grpc, http net.Listener, end func()) {
+	s := newSplitter(d, true, true, silentTimeout, log)
+	return s.grpc, s.http, s.close
 }
 
 func (s *splitter) accept() {

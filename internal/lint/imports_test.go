@@ -26,17 +26,19 @@ watch: kv                               # reads history through an interface of 
 leader: command kv                      # jobs that only propose, through functions it is given
 compactor:                              # drives a compaction's steps beside the writers; only calls
 datadir:                                # the layout of the data directory
+tracing:                                # spans to a collector; others make them
 metrics:                                # the list of measurements; others give it values
 rpc: auth command fsm kv metrics mvcc token watch  # services: validate, translate, encode
 rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
 gateway: certs kv metrics rpc           # HTTP in front of the same services
+proxy: gateway                          # a gRPC proxy in front of members: knows them as a client does
 certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
 backup: alarm auth backup/bolt backup/wal command datadir engine fsm kv lease member mvcc # carries state to and from etcd's files: reads the rows of everybody
 backup/bolt:                            # reads bytes of etcd's files; knows no words
 backup/wal:                             # reads bytes of etcd's files; knows no words
 server: auth backup command compactor datadir engine fsm kv leader lease member mvcc raftlog replica rpc transport watch # builds a member; sees everything below it
-cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics raftlog replica rpc server token transport # what people type: the doors in front of a member, and inspect's look into its files
+cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics proxy raftlog replica rpc server token tracing transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
 `
@@ -48,19 +50,27 @@ github.com/cockroachdb/pebble/v2: internal/engine # so that the engine can be re
 go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport internal/server internal/backup/wal # server passes messages from one to the other; the rest of the house knows indexes, not raft
 go.etcd.io/bbolt: internal/backup # etcd's snapshot file
 go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the version that clients are told
-go.etcd.io/etcd/api/v3/v3rpc/rpctypes: internal/rpc internal/gateway internal/backup internal/sim internal/cli examples bench # the errors that clients are told; dev tells them apart
-go.etcd.io/etcd/api/v3: internal/backup internal/rpc internal/gateway internal/sim examples bench # wire messages stay at the edge, and etcd's files are made of them
-go.etcd.io/etcd/client/v3: internal/cli examples # etcd's own client, for dev and for people to read
+go.etcd.io/etcd/api/v3/v3rpc/rpctypes: internal/rpc internal/gateway internal/proxy internal/backup internal/sim internal/cli examples bench # the errors that clients are told; dev tells them apart
+go.etcd.io/etcd/api/v3: internal/backup internal/rpc internal/gateway internal/proxy internal/sim examples bench # wire messages stay at the edge, and etcd's files are made of them
+go.etcd.io/etcd/client/v3: internal/cli internal/proxy examples # etcd's own client, for dev, for the gRPC proxy and for people to read
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
-go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb: internal/rpc internal/gateway # the messages of the lock service
-go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb: internal/rpc internal/gateway # the messages of the election service
+go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb: internal/rpc internal/gateway internal/proxy # the messages of the lock service
+go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb: internal/rpc internal/gateway internal/proxy # the messages of the election service
 go.etcd.io/etcd/server/v3/proxy/tcpproxy: internal/cli # gateway start
+go.etcd.io/etcd/server/v3/proxy/grpcproxy: internal/proxy # the services of grpc-proxy start; it brings etcd's server along (docs/decisions/0011)
 go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
-go.uber.org/zap: internal/cli # etcd's client wants one, to be silent with
-google.golang.org/grpc: internal/rpc internal/gateway internal/metrics internal/cli examples bench # grpc's server is joined in rpc alone
+go.uber.org/zap: internal/cli internal/proxy # etcd's client and proxies want one
+google.golang.org/grpc: internal/rpc internal/gateway internal/proxy internal/metrics internal/cli examples bench test/collector # a member's grpc server is joined in rpc alone
+github.com/grpc-ecosystem/go-grpc-middleware: internal/proxy # counts a proxy's calls under etcd's names
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
 github.com/gorilla/websocket: internal/gateway # the JSON form over websockets; what etcd uses, so that handshakes answer alike
-github.com/prometheus: internal/metrics # others call observers
+go.opentelemetry.io/otel/attribute: internal/rpc # what a span says of a request
+go.opentelemetry.io/otel/trace: internal/rpc internal/tracing # the spans of requests
+go.opentelemetry.io/proto/otlp: test/collector # what spans are sent as
+go.opentelemetry.io: internal/tracing # so that what spans are sent by can be replaced
+google.golang.org/grpc/stats: internal/rpc internal/tracing # what makes a span of each call
+github.com/go-logr/logr: internal/tracing # through which OpenTelemetry's library logs
+github.com/prometheus: internal/metrics internal/proxy # others call observers; a proxy shows what etcd's packages count
 golang.org/x/sys: internal/cli # SO_REUSEPORT
 github.com/spf13/cobra: internal/cli # commands
 github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that etcd uses

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -97,16 +98,23 @@ func BenchmarkLoad(b *testing.B) {
 			for n := 0; n < b.N; {
 				batch := e.NewBatch()
 				w := s.NewWriter(batch)
+				var keys [][]byte
 				for range min(200, b.N-n) {
+					keys = append(keys, fmt.Appendf(nil, "key/%016x", pick(n)*0x9e3779b97f4a7c15))
+					n++
+				}
+				if err := w.Prepare(slices.Clone(keys)); err != nil {
+					b.Fatal(err)
+				}
+				for _, key := range keys {
 					for i := 0; i < len(value); i += 8 {
 						binary.LittleEndian.PutUint64(value[i:], rng.Uint64())
 					}
 					t := w.Begin()
-					if _, err := t.Put(fmt.Appendf(nil, "key/%016x", pick(n)*0x9e3779b97f4a7c15), value, 0); err != nil {
+					if _, err := t.Put(key, value, 0); err != nil {
 						b.Fatal(err)
 					}
 					t.End()
-					n++
 				}
 				if _, err := w.Publish(); err != nil {
 					b.Fatal(err)

@@ -58,14 +58,21 @@ func (s *Store) sweep(b *engine.Batch, p *engine.Progress, limit int) (deleted i
 	}
 	defer it.Close()
 	var row []byte
-	drop := func(key []byte, rev kv.Revision) error {
+	// drop deletes a version whose row's value is size bytes long (0: nobody knows), and the row that names it.
+	drop := func(key []byte, rev kv.Revision, size, change uint32) error {
 		deleted++
 		row = engine.AppendVersion(row[:0], key, rev)
-		if err := b.Delete(row); err != nil {
+		var err error
+		if size > 0 {
+			err = b.DeleteSized(row, size)
+		} else {
+			err = b.Delete(row)
+		}
+		if err != nil {
 			return err
 		}
 		row = engine.AppendRevision(row[:0], rev)
-		return b.Delete(row)
+		return b.DeleteSized(row, change)
 	}
 	seen := 0
 	for ok := it.First(); ok; ok = it.Next() {
@@ -78,12 +85,12 @@ func (s *Store) sweep(b *engine.Batch, p *engine.Progress, limit int) (deleted i
 			return deleted, false, it.Err()
 		}
 		if rev.Main > p.Done && !c.Superseded.IsZero() {
-			if err := drop(c.Key, c.Superseded); err != nil {
+			if err := drop(c.Key, c.Superseded, c.Frees, uint32(len(it.Value()))); err != nil {
 				return 0, false, err
 			}
 		}
 		if c.Type == kv.Delete && rev.Main < p.Target {
-			if err := drop(c.Key, rev); err != nil {
+			if err := drop(c.Key, rev, 1, uint32(len(it.Value()))); err != nil {
 				return 0, false, err
 			}
 		}

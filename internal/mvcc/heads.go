@@ -17,6 +17,7 @@ type head struct {
 	version int64 // 0: deleted, or never written
 	lease   kv.LeaseID
 	sub     uint32
+	size    uint32 // of the value of the version's row
 	event   uint32 // index of its change in the events of the writer that is open, if that made it
 
 	hash  uint32 // of the key

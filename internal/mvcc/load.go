@@ -18,7 +18,7 @@ type Loader struct {
 	e       *engine.Engine
 	b       *engine.Batch
 	lookup  *engine.Iter             // over what was committed before b
-	heads   map[string]engine.Change // of the keys changed in b: Type and, as Superseded, the revision of the last change
+	heads   map[string]engine.Change // of the keys changed in b: the last change as the next one sees it, Superseded and Frees its own
 	last    kv.Revision
 	row     []byte
 	value   []byte
@@ -61,7 +61,7 @@ func (l *Loader) change(typ kv.EventType, rev kv.Revision, key []byte) error {
 	if len(key) == 0 || rev.Main < 1 || rev.Sub < 0 || rev.Sub >= 1<<31 || rev.Main < l.last.Main || rev.Main == l.last.Main && rev.Sub <= l.last.Sub {
 		return fmt.Errorf("the change at revision %s of key %q is out of place: the one before is at %s", rev, key, l.last)
 	}
-	before, err := l.head(key)
+	before, frees, err := l.head(key)
 	if err != nil {
 		return err
 	}
@@ -69,12 +69,12 @@ func (l *Loader) change(typ kv.EventType, rev kv.Revision, key []byte) error {
 	if err := l.b.Set(l.row, l.value); err != nil {
 		return err
 	}
+	l.heads[string(key)] = engine.Change{Type: typ, Superseded: rev, Frees: uint32(len(l.value))}
 	l.row = engine.AppendRevision(l.row[:0], rev)
-	l.value = engine.AppendChange(l.value[:0], engine.Change{Type: typ, Superseded: before, Key: key})
+	l.value = engine.AppendChange(l.value[:0], engine.Change{Type: typ, Superseded: before, Frees: frees, Key: key})
 	if err := l.b.Set(l.row, l.value); err != nil {
 		return err
 	}
-	l.heads[string(key)] = engine.Change{Type: typ, Superseded: rev}
 	l.last = rev
 	l.changes++
 	if l.b.Len() < loadBatchBytes {
@@ -83,33 +83,34 @@ func (l *Loader) change(typ kv.EventType, rev kv.Revision, key []byte) error {
 	return l.commit()
 }
 
-// head returns the version that a change of key replaces, zero if there is none, and begins a batch if there is none.
-func (l *Loader) head(key []byte) (kv.Revision, error) {
+// head returns the version that a change of key replaces, zero if there is none, with the length of its row's value, and
+// begins a batch if there is none.
+func (l *Loader) head(key []byte) (rev kv.Revision, size uint32, err error) {
 	if l.b == nil {
 		it, err := l.e.NewLookup()
 		if err != nil {
-			return kv.Revision{}, err
+			return kv.Revision{}, 0, err
 		}
 		l.lookup, l.b, l.heads = it, l.e.NewBatch(), make(map[string]engine.Change)
 	}
 	if c, ok := l.heads[string(key)]; ok {
 		if c.Type == kv.Delete {
-			return kv.Revision{}, nil
+			return kv.Revision{}, 0, nil
 		}
-		return c.Superseded, nil
+		return c.Superseded, c.Frees, nil
 	}
 	l.row = engine.AppendVersionPrefix(l.row[:0], key)
 	if !l.lookup.SeekPrefix(l.row) {
-		return kv.Revision{}, l.lookup.Err()
+		return kv.Revision{}, 0, l.lookup.Err()
 	}
-	_, rev, err := engine.DecodeVersion(l.lookup.Key())
+	_, rev, err = engine.DecodeVersion(l.lookup.Key())
 	if err != nil {
-		return kv.Revision{}, err
+		return kv.Revision{}, 0, err
 	}
 	if _, deleted, err := engine.DecodeVersionValue(l.lookup.Value()); err != nil || deleted {
-		return kv.Revision{}, err
+		return kv.Revision{}, 0, err
 	}
-	return rev, nil
+	return rev, uint32(len(l.lookup.Value())), nil
 }
 
 func (l *Loader) commit() error {

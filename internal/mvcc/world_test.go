@@ -410,8 +410,21 @@ func (w *world) revisionRows() map[kv.Revision]engine.Change {
 		if e := w.m.events[i]; e.Type != c.Type || e.Superseded != c.Superseded || !bytes.Equal(e.KV.Key, c.Key) {
 			w.t.Fatalf("revision row %s is %+v, history has %+v", rev, c, e)
 		}
+		if want := w.sizeOf(string(c.Key), c.Superseded); c.Frees != want {
+			w.t.Fatalf("revision row %s is %+v, what it superseded is %d bytes long", rev, c, want)
+		}
 	})
 	return revs
+}
+
+// sizeOf is how long the value of a version's row is; 0 if rev is none.
+func (w *world) sizeOf(key string, rev kv.Revision) uint32 {
+	if rev.IsZero() {
+		return 0
+	}
+	vs := w.m.keys[key]
+	i := slices.IndexFunc(vs, func(v version) bool { return v.rev == rev })
+	return uint32(len(engine.AppendLiveValue(nil, vs[i].pair)))
 }
 
 func (w *world) versionRows(revs map[kv.Revision]engine.Change) {

@@ -17,10 +17,7 @@ import (
 // and whose log is empty; and a member that crashed after it installed a snapshot and before its log was reset. What the
 // log held then was older than the snapshot or in conflict with it, and had not been committed beyond it.
 func reconcile(log Log, applied Position, logger *slog.Logger) (*raftpb.HardState, error) {
-	hs := &raftpb.HardState{}
-	if stored := log.HardState(); stored != nil {
-		hs = proto.CloneOf(stored)
-	}
+	hs := hardStateOf(log)
 	first, err := log.FirstIndex()
 	if err != nil {
 		return nil, err
@@ -29,20 +26,13 @@ func reconcile(log Log, applied Position, logger *slog.Logger) (*raftpb.HardStat
 	if err != nil {
 		return nil, err
 	}
-	term, err := log.Term(applied.Index)
-	switch {
-	case errors.Is(err, raft.ErrCompacted):
-		return nil, fmt.Errorf("replica: the log begins behind entry %d but the state holds only %d: the state directory is older than the log; restore both, or remove both and let the member join anew", first-1, applied.Index)
-	case err != nil && !errors.Is(err, raft.ErrUnavailable):
+	holds, err := examine(log, applied)
+	if err != nil {
 		return nil, err
-	case err == nil && term == applied.Term:
-		if hs.GetCommit() > last {
-			return nil, fmt.Errorf("replica: the log ends at entry %d but says that entry %d was committed: entries were lost; remove this member's data and let it join anew", last, hs.GetCommit())
-		}
+	}
+	if holds {
 		raise(hs, applied)
 		return hs, nil
-	case err == nil && hs.GetCommit() >= applied.Index:
-		return nil, fmt.Errorf("replica: entry %d has term %d in the state and term %d in the log, and was committed: one of them is not this member's", applied.Index, applied.Term, term)
 	}
 	if last >= first || last > 0 && last != applied.Index {
 		logger.Warn("the log is reset to the state, as after a crash during the installation of a snapshot",
@@ -58,6 +48,54 @@ func reconcile(log Log, applied Position, logger *slog.Logger) (*raftpb.HardStat
 	case err := <-log.Failed():
 		return nil, fmt.Errorf("replica: reset the log: %w", err)
 	}
+}
+
+// ErrUnfit is wrapped when the log and the state machine's position cannot be those of one member at one time: one of
+// them lost what it had.
+var ErrUnfit = errors.New("the log and the state do not fit each other")
+
+// Fits reports, by an error that wraps ErrUnfit, that a state machine at applied cannot go on from the log. It changes
+// nothing. Start refuses such a log too.
+func Fits(log Log, applied Position) error {
+	_, err := examine(log, applied)
+	return err
+}
+
+// examine tells whether the log holds the position; one that does not, and is no error, is to be reset to it.
+func examine(log Log, applied Position) (holds bool, err error) {
+	commit := hardStateOf(log).GetCommit()
+	first, err := log.FirstIndex()
+	if err != nil {
+		return false, err
+	}
+	last, err := log.LastIndex()
+	if err != nil {
+		return false, err
+	}
+	term, err := log.Term(applied.Index)
+	switch {
+	case errors.Is(err, raft.ErrCompacted):
+		return false, fmt.Errorf("replica: %w: the log begins behind entry %d but the state holds only %d: the state directory is older than the log; restore both, or remove both and let the member join anew", ErrUnfit, first-1, applied.Index)
+	case errors.Is(err, raft.ErrUnavailable):
+		return false, nil
+	case err != nil:
+		return false, err
+	case term == applied.Term && commit > last:
+		return false, fmt.Errorf("replica: %w: the log ends at entry %d but says that entry %d was committed: entries were lost; remove this member's data and let it join anew", ErrUnfit, last, commit)
+	case term == applied.Term:
+		return true, nil
+	case commit >= applied.Index:
+		return false, fmt.Errorf("replica: %w: entry %d has term %d in the state and term %d in the log, and was committed: one of them is not this member's", ErrUnfit, applied.Index, applied.Term, term)
+	}
+	return false, nil
+}
+
+// hardStateOf is the hard state that the log holds, the caller's to change.
+func hardStateOf(log Log) *raftpb.HardState {
+	if stored := log.HardState(); stored != nil {
+		return proto.CloneOf(stored)
+	}
+	return &raftpb.HardState{}
 }
 
 // raise brings a hard state to what an applied entry proves: it is committed, and its term has begun. A vote in a term

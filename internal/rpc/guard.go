@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
 	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/watch"
@@ -16,6 +18,7 @@ type guard struct {
 	s      *Services
 	ctx    context.Context // of the stream: its metadata and certificate
 	stream *watch.Stream
+	spans  watcherSpans
 
 	mu    sync.Mutex
 	who   auth.Who // of the last watcher that was made while authentication was on
@@ -45,10 +48,12 @@ func (g *guard) close() {
 	g.s.mu.Lock()
 	delete(g.s.guards, g)
 	g.s.mu.Unlock()
+	g.spans.endAll()
 }
 
 // create makes a watcher, or lets the client be told why not.
-func (g *guard) create(ctx context.Context, o watch.CreateOptions) error {
+func (g *guard) create(ctx context.Context, r *pb.WatchCreateRequest) error {
+	o := createOptions(r)
 	if len(o.Key) == 0 {
 		o.Key = []byte{0} // the smallest key, before permissions are looked up
 	}
@@ -67,8 +72,13 @@ func (g *guard) create(ctx context.Context, o watch.CreateOptions) error {
 		g.who, g.named = who, named
 		g.mu.Unlock()
 	}
-	if _, err := g.stream.Create(ctx, o); err != nil {
+	_, span := g.s.span(g.ctx, r)
+	id, err := g.stream.Create(ctx, o)
+	if err != nil {
 		return err
+	}
+	if g.s.o.Tracer != nil {
+		g.spans.add(id, span, g.stream)
 	}
 	if g.s.authMark() != at {
 		g.recheck()

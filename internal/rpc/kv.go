@@ -9,6 +9,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/mem"
 
 	"github.com/trivet-kv/trivet/internal/command"
@@ -26,8 +27,15 @@ func (s *Services) propose(ctx context.Context, kind string, c *command.Command)
 	}
 	c.User, c.AuthRevision = who.User, who.Revision
 	begin := time.Now()
+	span := trace.SpanFromContext(ctx) // one that does nothing, without a tracer
+	span.AddEvent("Send raft proposal")
 	res, err := s.b.Propose(ctx, c)
 	s.took(kind, err, begin)
+	if err == nil {
+		span.AddEvent("Receive raft result")
+	} else {
+		span.RecordError(err)
+	}
 	if err == nil {
 		err = res.Err
 	}
@@ -39,6 +47,8 @@ func (s *Services) Range(ctx context.Context, r *pb.RangeRequest) (*Answer, erro
 	if err := checkRange(r); err != nil {
 		return nil, err
 	}
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	begin := time.Now()
 	if !r.Serializable {
 		if err := s.b.ReadBarrier(ctx); err != nil {
@@ -89,6 +99,8 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 	if err := checkRangeStream(r); err != nil {
 		return err
 	}
+	ctx, span := s.span(ctx, streamed{r})
+	defer span.End()
 	if !r.Serializable {
 		if err := s.b.ReadBarrier(ctx); err != nil {
 			return toStatus(err)
@@ -161,6 +173,8 @@ func (s *Services) Put(ctx context.Context, r *pb.PutRequest) (*Answer, error) {
 	if err := checkPut(r); err != nil {
 		return nil, err
 	}
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	res, err := s.propose(ctx, "Put", &command.Command{Put: putCommand(r)})
 	if err != nil {
 		return nil, err
@@ -181,6 +195,8 @@ func (s *Services) DeleteRange(ctx context.Context, r *pb.DeleteRangeRequest) (*
 	if err := checkDelete(r); err != nil {
 		return nil, err
 	}
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	res, err := s.propose(ctx, "DeleteRange", &command.Command{DeleteRange: deleteCommand(r)})
 	if err != nil {
 		return nil, err
@@ -204,6 +220,8 @@ func (s *Services) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 	if t.Depth() > command.MaxTxnDepth {
 		return nil, rpctypes.ErrGRPCTooManyOps
 	}
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	var res command.Result
 	var err error
 	if fsm.ReadOnly(t) {
@@ -252,6 +270,8 @@ func serializable(r *pb.TxnRequest) bool {
 
 // Compact answers KV.Compact; with physical set it waits until this member has deleted the rows.
 func (s *Services) Compact(ctx context.Context, r *pb.CompactionRequest) (*pb.CompactionResponse, error) {
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	res, err := s.propose(ctx, "Compaction", &command.Command{Compact: &command.Compact{Revision: r.Revision}})
 	if err != nil {
 		return nil, err

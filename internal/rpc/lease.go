@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -44,12 +45,15 @@ func (s *Services) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb
 	if err := s.requireUser(ctx); err != nil { // here, as other services of this member grant leases for their callers
 		return nil, err
 	}
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	var res command.Result
 	var err error
 	for range grantAttempts {
 		id := r.ID
 		if id == 0 {
 			id = s.leases.next()
+			span.SetAttributes(attribute.Int64("id", id))
 		}
 		res, err = s.propose(ctx, "LeaseGrant", &command.Command{LeaseGrant: &command.LeaseGrant{ID: kv.LeaseID(id), TTL: r.TTL}})
 		if r.ID != 0 || !errors.Is(res.Err, kv.ErrLeaseExists) {
@@ -68,6 +72,8 @@ func (s *Services) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb
 
 // LeaseRevoke answers Lease.LeaseRevoke.
 func (s *Services) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	res, err := s.propose(ctx, "LeaseRevoke", &command.Command{LeaseRevoke: &command.LeaseRevoke{ID: kv.LeaseID(r.ID)}})
 	if err != nil {
 		return nil, err
@@ -189,6 +195,8 @@ func (s *Services) LeaseKeepAlive(ctx context.Context, stream KeepAliveStream) e
 
 // renew answers one keepalive; a lease that is gone has a time to live of 0 and is no error.
 func (s *Services) renew(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.LeaseKeepAliveResponse, error) {
+	ctx, span := s.span(ctx, r)
+	defer span.End()
 	// The revision is taken before the renewal: a client that sees a lease alive at a revision must never find it
 	// revoked at an older one.
 	out := &pb.LeaseKeepAliveResponse{Header: headerPB(s.b.Header(), s.b.Store().Revision()), ID: r.ID}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
 	"github.com/trivet-kv/trivet/internal/metrics"
@@ -31,6 +32,8 @@ type ServerOptions struct {
 	KeepaliveMinTime     time.Duration // a client that pings more often is sent away
 	KeepaliveInterval    time.Duration // of the server's own pings
 	KeepaliveTimeout     time.Duration
+	// Trace makes a span of each call, over those of Options.Tracer. nil: none, at no cost.
+	Trace stats.Handler
 }
 
 // streamWorkers is how many goroutines wait for calls, for each server. A call that finds none free gets a new one, whose
@@ -57,6 +60,9 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	}
 	if o.KeepaliveInterval > 0 && o.KeepaliveTimeout > 0 {
 		opts = append(opts, grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.KeepaliveInterval, Timeout: o.KeepaliveTimeout}))
+	}
+	if o.Trace != nil {
+		opts = append(opts, grpc.StatsHandler(o.Trace))
 	}
 	gs := grpc.NewServer(opts...)
 	Register(gs, s)

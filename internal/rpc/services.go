@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/mem"
 
 	"github.com/trivet-kv/trivet/internal/metrics"
@@ -34,6 +35,8 @@ type Options struct {
 	ElectionTimeout time.Duration
 	// RangeBudgetBytes bounds the memory of all large range answers that are not yet on the wire.
 	RangeBudgetBytes int64
+	// Tracer makes a span of each request. nil: none.
+	Tracer trace.Tracer
 	// WarnSlow: a unary call that takes longer is logged (--warning-unary-request-duration). 0: 300 ms.
 	WarnSlow time.Duration
 }

@@ -52,6 +52,9 @@ func (s *Services) Watch(ctx context.Context, stream WatchStream) error {
 			}
 		}
 		begin := time.Now()
+		if b.Kind == watch.Canceled || b.Kind == watch.Compacted {
+			g.spans.end(b.ID)
+		}
 		if err := s.sendBatch(&b, stream.Send); err != nil {
 			if ctx.Err() == nil {
 				s.m.StreamFailures.WithLabelValues("send", "watch").Inc()
@@ -95,7 +98,7 @@ func receiveWatch(ctx context.Context, w *watch.Stream, g *guard, stream WatchSt
 		switch u := r.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
 			if u.CreateRequest != nil {
-				err = g.create(ctx, createOptions(u.CreateRequest))
+				err = g.create(ctx, u.CreateRequest)
 			}
 		case *pb.WatchRequest_CancelRequest:
 			if u.CancelRequest != nil {

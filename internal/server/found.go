@@ -109,17 +109,21 @@ var errLostLog = errors.New("the log is gone, and with it writes that this membe
 	"must not serve: put the data directory back whole, or remove the member from the cluster and add it again with an empty " +
 	"data directory (the other members hold everything)")
 
-// checkIdentity refuses a directory without its log, and one that belongs to another member or another cluster than the
+// lostLog tells that there was a log and it is gone.
+func (m *Member) lostLog() error {
+	if !m.dir.Identity.HasLog {
+		return nil
+	}
+	if ok, err := raftlog.Exists(m.options.FS, m.dir.Log()); err != nil || ok {
+		return err
+	}
+	return fmt.Errorf("%s: %w", m.dir.Log(), errLostLog)
+}
+
+// checkIdentity refuses a directory that belongs to another member or another cluster than the
 // flags describe. The list of members may differ from the founders: it changes with time.
 func (m *Member) checkIdentity() error {
 	id, o := m.dir.Identity, &m.options
-	if id.HasLog {
-		if ok, err := raftlog.Exists(o.FS, m.dir.Log()); err != nil {
-			return err
-		} else if !ok {
-			return fmt.Errorf("%s: %w", m.dir.Log(), errLostLog)
-		}
-	}
 	hint := "give the data directory of this member, or an empty one to found a new member"
 	switch {
 	case id.Name != o.Name:

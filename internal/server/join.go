@@ -108,6 +108,25 @@ func (m *Member) join() error {
 	})
 }
 
+// refuseOtherCluster refuses to start with the data of one cluster if it is another one that answers where this member is to
+// join. Who does not answer within a moment says nothing, and one member of its own cluster is enough.
+func (m *Member) refuseOtherCluster() error {
+	ctx, cancel := context.WithTimeout(m.life, askPeersFor)
+	defer cancel()
+	var other *Joined
+	for answer := range m.options.Answers(ctx) {
+		if answer.ClusterID == m.identity.ClusterID {
+			return nil
+		}
+		other = &answer
+	}
+	if other == nil {
+		return nil
+	}
+	return fmt.Errorf("the data directory %s belongs to the cluster %x, and at the endpoints to join (--join) answers the cluster %x: give endpoints of its own cluster, or an empty data directory to join the other one",
+		m.options.DataDir, m.identity.ClusterID, other.ClusterID)
+}
+
 // Joined is the cluster as this member has applied it, with this member as the one that knows.
 func (m *Member) joined() Joined {
 	members := m.machine.state.Load().Members

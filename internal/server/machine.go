@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -86,9 +87,11 @@ func explainState(err error) error {
 	if !engine.IsDamage(err) {
 		return err
 	}
-	return fmt.Errorf("%w; the state is damaged: keep a copy of the data directory, check the disk, then remove the member from the cluster and add it again with an empty data directory (the other members hold everything), or restore a backup",
-		err)
+	return fmt.Errorf("%w; %w: keep a copy of the data directory, check the disk, then remove the member from the cluster and add it again with an empty data directory (the other members hold everything), or restore a backup",
+		err, errDamagedState)
 }
+
+var errDamagedState = errors.New("the state is damaged")
 
 // Apply implements replica.StateMachine.
 func (m *machine) Apply(entries []command.Entry) error {

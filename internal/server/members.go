@@ -262,6 +262,10 @@ func (m *Member) membersChanged() {
 			}
 		}
 	}
+	select {
+	case m.othersNow <- struct{}{}:
+	default:
+	}
 	if members.Removed(m.identity.MemberID) {
 		m.removedBy("its own log says so")
 	}
@@ -291,13 +295,13 @@ func (m *Member) checkMembership() error {
 	}
 	for _, one := range s.Members.All() {
 		if !slices.Contains(voters, one.ID) && !one.Learner || !slices.Contains(learners, one.ID) && one.Learner {
-			return fmt.Errorf("the state is damaged: member %x (learner %t) is in the table of members, and raft counts with the voters %x and the learners %x; remove this member from the cluster and add it again with an empty data directory",
-				one.ID, one.Learner, voters, learners)
+			return fmt.Errorf("%w: member %x (learner %t) is in the table of members, and raft counts with the voters %x and the learners %x; remove this member from the cluster and add it again with an empty data directory",
+				errDamagedState, one.ID, one.Learner, voters, learners)
 		}
 	}
 	if n := len(voters) + len(learners); n != len(s.Members.All()) {
-		return fmt.Errorf("the state is damaged: the table has %d members, and raft counts with %d; remove this member from the cluster and add it again with an empty data directory",
-			len(s.Members.All()), n)
+		return fmt.Errorf("%w: the table has %d members, and raft counts with %d; remove this member from the cluster and add it again with an empty data directory",
+			errDamagedState, len(s.Members.All()), n)
 	}
 	return nil
 }

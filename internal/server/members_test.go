@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -239,6 +240,60 @@ func TestForceNewClusterWithLearners(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A member with data is refused only if another cluster answers where it is to join, and nobody of its own.
+func TestJoinWithDataOfAnotherCluster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		m := c.start(0)
+		put(t, m, "k", "v")
+		own := m.identity.ClusterID
+		c.stop(0)
+		for _, x := range []struct {
+			what    string
+			answer  []uint64 // of which clusters
+			silent  bool     // one more never answers
+			refused bool
+		}{
+			{what: "nobody"},
+			{what: "nobody, for long", silent: true},
+			{what: "its own", answer: []uint64{own}, silent: true},
+			{what: "another", answer: []uint64{own + 1}, refused: true},
+			{what: "another, and one never", answer: []uint64{own + 1}, silent: true, refused: true},
+			{what: "another and its own", answer: []uint64{own + 1, own}, silent: true},
+		} {
+			o := c.options(0)
+			o.Join = func(context.Context) (Joined, error) { return Joined{}, errors.New("it has data") }
+			o.Answers = func(ctx context.Context) <-chan Joined {
+				found := make(chan Joined, len(x.answer))
+				for _, id := range x.answer {
+					found <- Joined{ClusterID: id}
+				}
+				go func() {
+					if x.silent {
+						<-ctx.Done()
+					}
+					close(found)
+				}()
+				return found
+			}
+			m, err := Start(o)
+			switch {
+			case err == nil:
+				if got := get(t, m, "k"); got != "v" {
+					t.Errorf("%s: k is %q", x.what, got)
+				}
+				m.Kill()
+			case !x.refused || !strings.Contains(err.Error(), fmt.Sprintf("belongs to the cluster %x, and at the endpoints to join (--join) answers the cluster %x", own, own+1)):
+				t.Errorf("%s: %v", x.what, err)
+			}
+			if x.refused && err == nil {
+				t.Errorf("%s: it started", x.what)
+			}
+		}
+	})
 }
 
 // TestRefusedJoinLeavesNothing: what was not there before a join that was refused is not there after it, and what was there is.

@@ -32,6 +32,9 @@ type Options struct {
 	Founders []Founder
 	// Join, if set, finds the running cluster that a member without data is to join; Founders then do not matter to it.
 	Join func(ctx context.Context) (Joined, error)
+	// Answers, if set, tells who answers where Join would ask, of a member that has data already, and closes the channel
+	// when all have or ctx has ended. It must not hold up what sends.
+	Answers func(ctx context.Context) <-chan Joined
 	// Promote lets the member ask for its vote as soon as it has caught up, if it is a learner.
 	Promote bool
 	// ForceNewCluster makes a new cluster of this member alone out of the data it has.
@@ -61,10 +64,15 @@ type Options struct {
 	QuotaBytes        int64
 	QuotaManualDisarm bool
 	// Retention is the history that the leader keeps when it compacts by itself; zero: it does not.
-	Retention       leader.Retention
-	MemTableBytes   int64 // of the state engine; 0: its default
-	CacheBytes      int64 // of the state engine; 0: its default
-	LogSegmentBytes int64 // of the raft log; 0: its default
+	Retention leader.Retention
+	// etcd's checks that the members hold the same: before serving; of the newest revision, and of what the last compaction
+	// left, by the leader at these intervals (0: never).
+	InitialCorruptCheck  bool
+	CorruptCheckTime     time.Duration
+	CompactHashCheckTime time.Duration
+	MemTableBytes        int64 // of the state engine; 0: its default
+	CacheBytes           int64 // of the state engine; 0: its default
+	LogSegmentBytes      int64 // of the raft log; 0: its default
 
 	// WatchProgress is how often a watcher that asked for it hears of the revision while nothing happens; 0: 10 minutes.
 	WatchProgress time.Duration

@@ -14,7 +14,7 @@ import (
 	"github.com/trivet-kv/trivet/internal/replica"
 )
 
-// The calls that members make of one another. Bodies are an id, 8 bytes big endian. Numbers are never used again for
+// The calls that members make of one another. Bodies are an id, 8 bytes big endian, unless said otherwise. Numbers are never used again for
 // another call.
 const (
 	callLeaseRenew      = 1 // of a lease; answered by leaseAnswer
@@ -25,13 +25,19 @@ const (
 	callMembers         = 6 // without a body, also of a stranger; answered by a Joined as JSON
 	callJoin            = 7 // of a stranger; JoinRequest and joinAnswer as JSON
 	callVersion         = 8 // without a body; answered by the version of the API that this member's binary serves
+	callLeads           = 9 // 8 bytes that say nothing; answered by one byte, 1 if this member leads
+	// Of a number that the caller drew; answered by one byte, 1 if the caller was sent the state in a MsgSnap with that
+	// number as its context, 0 if it cannot be sent now (rebuild.go).
+	callRebuild = 10
+	callHash    = 12 // hashRequest; answered by encodeData
 )
 
 // peers takes what arrives from other members: raft's messages go to the replica, calls to the member. The network may be
 // joined before there is a replica; what comes for it meanwhile is lost, as anything on a network may be.
 type peers struct {
-	m       *Member
-	replica atomic.Pointer[replica.Replica]
+	m          *Member
+	replica    atomic.Pointer[replica.Replica]
+	rebuilding atomic.Pointer[rebuilding] // nil: this member is not being rebuilt
 
 	mu    sync.Mutex
 	ended map[uint64]bool // peers at whose addresses nobody listens
@@ -51,6 +57,9 @@ func (p *peers) Receive(message *raftpb.Message) {
 func (p *peers) ReceiveSnapshot(message *raftpb.Message, dir string, discard func()) error {
 	if r := p.replica.Load(); r != nil {
 		return r.ReceiveSnapshot(message, dir, discard)
+	}
+	if b := p.rebuilding.Load(); b != nil {
+		return b.take(receivedState{message, dir, discard})
 	}
 	return errStarting
 }
@@ -121,6 +130,8 @@ func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) 
 		return []byte(p.m.options.APIVersion), nil
 	case from == 0:
 		return nil, errors.New("a stranger may only ask for the members, and to join")
+	case kind == callHash:
+		return p.m.serveHash(ctx, body)
 	case len(body) != 8:
 		return nil, fmt.Errorf("a call of kind %d with %d bytes, want 8", kind, len(body))
 	}
@@ -141,6 +152,17 @@ func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) 
 			return []byte{1}, nil
 		}
 		return []byte{0}, nil
+	case callLeads:
+		if p.m.isLeader() {
+			return []byte{1}, nil
+		}
+		return []byte{0}, nil
+	case callRebuild:
+		err := p.m.sendState(ctx, from, body)
+		if errors.Is(err, errNotNow) {
+			return []byte{0}, nil
+		}
+		return []byte{1}, err
 	case callLeaseRenew, callLeaseTimeToLive:
 		a := leaseAnswer{err: kv.ErrNotLeader}
 		if p.replica.Load() != nil {

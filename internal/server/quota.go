@@ -47,7 +47,6 @@ func (m *Member) noSpace() (raised, own bool) {
 func (m *Member) watchQuota() {
 	tick := time.NewTicker(quotaEvery)
 	defer tick.Stop()
-	var s shrinker
 	for {
 		over := false
 		select {
@@ -60,9 +59,6 @@ func (m *Member) watchQuota() {
 		e := m.machine.state.Load().Engine
 		m.measure(e)
 		m.keepQuota(e.Size(), over)
-		if quota := m.options.QuotaBytes; quota > 0 && nearly(e.Size(), quota) {
-			m.shrink(&s, e)
-		}
 		m.clearForgotten()
 	}
 }
@@ -114,38 +110,4 @@ func (m *Member) clearForgotten() {
 			m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: a}})
 		}
 	}
-}
-
-// shrinker remembers what was won back already.
-type shrinker struct {
-	engine   *engine.Engine
-	revision int64     // of the compaction whose space was won back
-	next     time.Time // not before
-}
-
-// shrink wins back the space of compacted history, which the engine would otherwise do at its leisure. It rewrites the
-// whole state, so once for each compaction only, and rests ten times as long as it took.
-func (m *Member) shrink(s *shrinker, e *engine.Engine) {
-	revision := m.Store().CompactRevision()
-	if revision <= 0 || s.engine == e && s.revision == revision || time.Now().Before(s.next) {
-		return
-	}
-	select {
-	case <-m.compactor.Done(revision):
-	case <-time.After(quotaEvery):
-		return // its rows are still being deleted
-	case <-m.life.Done():
-		return
-	}
-	begin, before := time.Now(), e.Size()
-	if err := e.Shrink(m.life); err != nil {
-		if m.life.Err() == nil {
-			m.logger.Warn("winning back the space of deleted rows failed; it will be tried again", "error", err)
-		}
-		s.next = time.Now().Add(10 * quotaEvery)
-		return
-	}
-	took := time.Since(begin)
-	s.engine, s.revision, s.next = e, revision, begin.Add(11*took)
-	m.logger.Info("won back the space of deleted rows", "size", e.Size(), "before", before, "took", took)
 }

@@ -47,8 +47,12 @@ type Member struct {
 	snapshots   snapshots
 	authChanged broadcast
 	overQuota   chan struct{} // capacity 1: a command was refused
+	othersNow   chan struct{} // capacity 1: the members changed
+	sending     sync.Mutex    // held while a member that lost its data is sent the state
+	hashing     chan struct{} // capacity 1: full while a hash of the whole store is made
 	removal     sync.Once     // this member learned that it was removed
-	failed      chan error    // gives the first error after which the member cannot go on
+	broken      chan error    // the first error after which the member cannot go on
+	failed      chan error    // the same, once it was looked at
 
 	stopOnce sync.Once
 	life     context.Context // ends when the member stops
@@ -66,7 +70,8 @@ func Start(o Options) (*Member, error) {
 	m := &Member{
 		options: o, logger: o.Logger,
 		waiters: newWaiters(o.Origin),
-		failed:  make(chan error, 1), overQuota: make(chan struct{}, 1),
+		broken:  make(chan error, 1), failed: make(chan error, 1),
+		overQuota: make(chan struct{}, 1), othersNow: make(chan struct{}, 1), hashing: make(chan struct{}, 1),
 	}
 	m.peers = &peers{m: m, ended: make(map[uint64]bool), up: make(map[uint64]bool)}
 	m.life, m.end = context.WithCancel(context.Background())
@@ -87,37 +92,41 @@ func Start(o Options) (*Member, error) {
 	if err := dir.UseLog(o.LogDir); err != nil {
 		return fail(err)
 	}
+	fresh := dir.Identity == nil
 	if err := m.openDir(); err != nil {
 		return fail(err)
 	}
-	if err := m.openState(); err != nil {
+	if err := m.openData(); err != nil {
 		return fail(err)
 	}
-	undo = append(undo, m.machine.close)
+	undo = append(undo, m.machine.close, m.log.Close)
 	m.startListeners()
 	undo = append(undo, m.stopListeners)
-	if err := m.openLog(); err != nil {
-		return fail(err)
-	}
-	undo = append(undo, m.log.Close)
-	if o.ForceNewCluster {
-		if err := m.force(); err != nil {
-			return fail(err)
-		}
-	}
 	if m.transport == nil {
 		s := m.machine.state.Load()
 		if err := m.joinNetwork(s.Members.All(), s.Members.RemovedIDs()); err != nil {
 			return fail(err)
 		}
+	} else {
+		m.membersChanged() // what it was joined with may be older
 	}
-	if err := m.checkMembership(); err != nil {
-		return fail(err)
+	if o.InitialCorruptCheck && !fresh {
+		if err := m.checkBeforeServing(); err != nil {
+			return fail(err)
+		}
 	}
 	if err := m.startReplica(); err != nil {
 		return fail(err)
 	}
+	m.startJobs()
+	return m, nil
+}
+
+// startJobs starts the member's own goroutines.
+func (m *Member) startJobs() {
+	o := &m.options
 	m.running.Go(m.watchFailures)
+	m.running.Go(m.keepMembers)
 	m.running.Go(m.watchLeader)
 	m.running.Go(m.publishSelf)
 	if o.APIVersion != "" {
@@ -128,10 +137,16 @@ func Start(o Options) (*Member, error) {
 	}
 	m.running.Go(m.flushNowAndThen)
 	m.running.Go(m.watchQuota)
+	m.running.Go(m.giveSpaceBack)
 	if o.Retention.Enabled() {
 		m.running.Go(m.compactNowAndThen)
 	}
-	return m, nil
+	if o.CorruptCheckTime > 0 {
+		m.running.Go(m.compareNowAndThen)
+	}
+	if o.CompactHashCheckTime > 0 {
+		m.running.Go(m.compareCompactions)
+	}
 }
 
 // openDir takes the data directory; a new one is founded.
@@ -146,6 +161,9 @@ func (m *Member) openDir() error {
 		return err
 	}
 	m.identity = *m.dir.Identity
+	if m.options.Answers != nil {
+		return m.refuseOtherCluster()
+	}
 	return nil
 }
 
@@ -204,10 +222,7 @@ func (m *Member) stopListeners() error {
 }
 
 func (m *Member) openLog() error {
-	log, err := raftlog.Open(raftlog.Options{
-		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes,
-		Logger: m.logger, OnSync: m.options.Observer.LogSync, OnWrite: m.options.Observer.LogWrite,
-	})
+	log, err := raftlog.Open(m.logOptions())
 	if err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
@@ -216,6 +231,13 @@ func (m *Member) openLog() error {
 	}
 	m.log = log
 	return nil
+}
+
+func (m *Member) logOptions() raftlog.Options {
+	return raftlog.Options{
+		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes,
+		Logger: m.logger, OnSync: m.options.Observer.LogSync, OnWrite: m.options.Observer.LogWrite,
+	}
 }
 
 func (m *Member) joinNetwork(members []member.Member, removed []uint64) error {
@@ -272,7 +294,8 @@ func (m *Member) startReplica() error {
 }
 
 // Failed gives the error after which this member cannot go on: its disk failed or is full, or its state cannot be changed
-// any more. Its process should end at once, as in a crash: Stop would wait for the disk.
+// any more. Its process should end at once, as in a crash: Stop would wait for the disk. An error that wraps ErrRebuild
+// is different.
 func (m *Member) Failed() <-chan error { return m.failed }
 
 // watchFailures runs until the member stops.
@@ -281,16 +304,32 @@ func (m *Member) watchFailures() {
 	select {
 	case <-m.life.Done():
 		return
+	case err = <-m.broken:
 	case err = <-m.log.Failed():
 	case err = <-m.replica.Failed():
 	}
-	m.fail(err)
+	if damaged(err) && !errors.Is(err, ErrRemoved) {
+		err = m.distrust(err)
+	}
+	m.failed <- err // the only one
+}
+
+// distrust sees to it that the next start rebuilds this member, if others could: alone it has nobody to ask, and is left
+// as it is.
+func (m *Member) distrust(why error) error {
+	if len(m.machine.state.Load().Members.All()) < 2 {
+		return why
+	}
+	if err := m.dir.BeginRebuild(why.Error()); err != nil {
+		return errors.Join(why, err)
+	}
+	return fmt.Errorf("%w: %w", ErrRebuild, why)
 }
 
 // fail reports the first failure; those after it say nothing new.
 func (m *Member) fail(err error) {
 	select {
-	case m.failed <- err:
+	case m.broken <- err:
 	default:
 	}
 }
@@ -302,6 +341,16 @@ func (m *Member) Stop(ctx context.Context) error {
 	m.stopOnce.Do(func() {
 		m.replica.StopGracefully(ctx)
 		err = m.shutDown(true)
+	})
+	return err
+}
+
+// Abort ends a member whose data is not to be trusted: like Stop, but nothing is made durable.
+func (m *Member) Abort(ctx context.Context) error {
+	var err error
+	m.stopOnce.Do(func() {
+		m.replica.StopGracefully(ctx)
+		err = m.shutDown(false)
 	})
 	return err
 }

@@ -1,7 +1,6 @@
 package compat
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,15 +26,8 @@ func TestScript(t *testing.T) {
 }
 
 func runFile(t *testing.T, file string) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ops, err := parseScript(string(text))
-	if err != nil {
-		t.Fatalf("%s: %v", file, err)
-	}
-	err = systems.run(ops, false)
+	ops := script(t, file)
+	err := systems.run(ops, false)
 	for range 2 {
 		if !systems.void(err) {
 			break

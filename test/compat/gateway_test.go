@@ -5,10 +5,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -35,6 +38,7 @@ func (t *target) json(body string) string {
 	body = memberName.ReplaceAllString(body, `"name":"m"`)
 	body = ownNumbers.ReplaceAllString(body, `"$1":"1"`)
 	body = ownID.ReplaceAllString(body, `"ID":"1"`)
+	body = ownToken.ReplaceAllString(body, `"token":"x.1"`)
 	body = ownPort.ReplaceAllString(body, "127.0.0.1:1")
 	return revision.ReplaceAllStringFunc(body, func(s string) string {
 		m := revision.FindStringSubmatch(s)
@@ -46,11 +50,20 @@ func (t *target) json(body string) string {
 	})
 }
 
-// gatewayCall is one HTTP request. REV+n in a body stands for the revision that a script calls n.
+// gatewayCall is one HTTP request. REV+n in a body stands for the revision that a script calls n, TOKEN:u in a header for
+// the token of a user.
 type gatewayCall struct {
 	method, path, body string
 	lines              int // of a stream: how many to read
+	header             map[string]string
+	host               string // in the request, instead of the address
+	sorted             bool   // the lines of the answer come in any order
+	blind              bool   // the answer's text differs by right
+	silent             bool   // no answer comes: both wait for the end of a body that they cannot read on
 }
+
+// silence is how long no answer must come before it counts as none.
+const silence = time.Second
 
 func post(path, body string) gatewayCall { return gatewayCall{method: "POST", path: path, body: body} }
 
@@ -179,68 +192,132 @@ func TestGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range gatewayCalls {
-		got := make(chan [2]string, 2)
-		_ = systems.both(func(s *target) error {
-			s.behind = true
-			if err := s.caughtUp(); err != nil {
-				got <- [2]string{s.name, err.Error()}
-				return nil
-			}
-			text, err := s.http(c)
-			if err != nil {
-				text += "\nended: " + err.Error()
-			}
-			got <- [2]string{s.name, text}
-			return nil
-		})
-		a, b := <-got, <-got
-		if a[1] != b[1] {
-			t.Errorf("%s %s %s\n%s: %s\n%s: %s", c.method, c.path, c.body, a[0], a[1], b[0], b[1])
-		}
+		systems.compareHTTP(t, c)
 	}
 }
 
-func (t *target) http(c gatewayCall) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	body := regexp.MustCompile(`REV\+[0-9]+`).ReplaceAllStringFunc(c.body, func(s string) string {
+// compareHTTP makes one call of both.
+func (p *pair) compareHTTP(t *testing.T, c gatewayCall) {
+	t.Helper()
+	p.same(t, fmt.Sprintf("%s %s %.300s %v", c.method, c.path, c.body, c.header), func(s *target) (string, error) { return s.http(c) })
+}
+
+// same runs f for both, when all that was written before is everywhere, and wants the same text of both.
+func (p *pair) same(t *testing.T, what string, f func(s *target) (string, error)) {
+	t.Helper()
+	var theirs, ours string
+	_ = p.both(func(s *target) error {
+		s.behind = true
+		text, err := "", s.caughtUp()
+		if err == nil {
+			text, err = f(s)
+		}
+		if err != nil {
+			text += "\nended: " + ownPort.ReplaceAllString(err.Error(), "127.0.0.1:1")
+		}
+		if s == p.etcd {
+			theirs = text
+		} else {
+			ours = text
+		}
+		return nil
+	})
+	if theirs != ours {
+		t.Errorf("%s\netcd: %.3000s\nTrivet: %.3000s", what, theirs, ours)
+	}
+	if strings.Contains(theirs, context.DeadlineExceeded.Error()) {
+		t.Errorf("%s: neither comes to an end: %.300s", what, theirs)
+	}
+	if testing.Verbose() {
+		t.Logf("%s: %.400s", what, theirs)
+	}
+}
+
+// ownHeaders are those of an answer that say nothing, or depend on what differs by right; Vary is in docs/compat.md.
+var ownHeaders = map[string]bool{"Date": true, "Content-Length": true, "Vary": true}
+
+var scriptRevision = regexp.MustCompile(`REV\+[0-9]+`)
+
+// revisions puts the system's revision for REV+n.
+func (t *target) revisions(body string) string {
+	return scriptRevision.ReplaceAllStringFunc(body, func(s string) string {
 		i, err := strconv.ParseInt(s[len("REV+"):], 10, 64)
 		if err != nil {
 			return s
 		}
 		return fmt.Sprint(t.base - 1 + i)
 	})
-	req, err := http.NewRequestWithContext(ctx, c.method, "http://"+t.cluster.Members[0].Client+c.path, strings.NewReader(body))
+}
+
+// ownToken is a simple token, whose first part is by chance and whose second an index.
+var ownToken = regexp.MustCompile(`"token":"[A-Za-z]+\.[0-9]+"`)
+
+func (t *target) http(c gatewayCall) (string, error) {
+	within := patience
+	if c.silent {
+		within = silence
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, c.method, t.url(0)+c.path, strings.NewReader(t.revisions(c.body)))
 	if err != nil {
 		return "", err
 	}
-	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: time.Minute}
+	client := http.Client{Transport: t.transport(), CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: time.Minute}
+	for name, value := range c.header {
+		if user, ok := strings.CutPrefix(value, "TOKEN:"); ok {
+			value = t.tokens[user]
+		} else if user, ok := strings.CutPrefix(value, "Bearer TOKEN:"); ok {
+			value = "Bearer " + t.tokens[user]
+		}
+		req.Header.Set(name, value)
+	}
+	if c.host != "" {
+		req.Host = c.host
+	}
 	r, err := client.Do(req)
+	if c.silent && errors.Is(err, context.DeadlineExceeded) {
+		return "silence", nil
+	}
 	if err != nil {
 		return "", err
 	}
 	defer r.Body.Close()
 	headers := ""
-	for _, h := range []string{"Allow", "X-Content-Type-Options", "Grpc-Metadata-Content-Type", "Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers", "Trailer"} {
-		if v := r.Header.Values(h); len(v) > 0 {
-			headers += fmt.Sprintf("%s=%q ", h, v)
+	for _, h := range slices.Sorted(maps.Keys(r.Header)) {
+		switch {
+		case ownHeaders[h], pairs != nil && strings.HasPrefix(h, "Grpc-Metadata-"): // docs/compat.md
+		default:
+			headers += fmt.Sprintf("%s=%q ", h, ownPort.ReplaceAllString(strings.Join(r.Header[h], "|"), "127.0.0.1:1"))
 		}
 	}
-	text := fmt.Sprintf("%d %s %s %s\n", r.StatusCode, headers, r.Header.Get("Content-Type"), ownPort.ReplaceAllString(r.Header.Get("Location"), "127.0.0.1:1"))
+	text := fmt.Sprintf("%d %s\n", r.StatusCode, headers)
+	if c.blind {
+		return text, nil
+	}
 	if c.lines == 0 {
 		all, err := io.ReadAll(r.Body)
+		if c.sorted {
+			lines := strings.Split(string(all), "\n")
+			slices.Sort(lines)
+			all = []byte(strings.Join(lines, "\n"))
+		}
 		return text + t.json(string(all)), err
 	}
-	lines := bufio.NewReader(r.Body)
+	var lines []string
+	in := bufio.NewReader(r.Body)
 	for range c.lines {
-		line, err := lines.ReadString('\n')
-		text += t.json(line)
+		line, err := in.ReadString('\n')
+		lines = append(lines, t.json(line))
 		if err == io.EOF {
-			return text, nil
+			break
 		}
 		if err != nil {
-			return text, err
+			return text + strings.Join(lines, "\n"), err
 		}
 	}
-	return text, nil
+	if c.sorted {
+		slices.Sort(lines)
+	}
+	return text + strings.Join(lines, "\n"), nil
 }

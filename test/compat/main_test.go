@@ -14,6 +14,7 @@ var (
 	callsFlag  = flag.Int("calls", 3000, "random calls to make")
 	seedFlag   = flag.Uint64("seed", 0, "seed of the random calls; 0 takes one by chance")
 	firstFlag  = flag.Int("episode", 0, "number of the first episode of the random calls")
+	tlsFlag    = flag.Bool("tls", false, "TLS for clients and between members, with certificates both ways, on both systems")
 	scriptFlag = flag.String("script", "", "a script to run")
 	trivetFlag = flag.String("trivet", "", "the binary to test instead of the checkout's")
 	etcdFlag   = flag.String("etcd", "", "the binary to compare with instead of one built from etcd's module")
@@ -38,6 +39,11 @@ func run(m *testing.M) (int, error) {
 		return 1, err
 	}
 	defer os.RemoveAll(dir)
+	if *tlsFlag {
+		if pairs, err = makePairs(filepath.Join(dir, "certificates")); err != nil {
+			return 1, err
+		}
+	}
 	trivet := *trivetFlag
 	if trivet == "" {
 		trivet = filepath.Join(dir, "trivet")

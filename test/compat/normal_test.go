@@ -23,7 +23,8 @@ const verbatim = 1 << 50
 type names struct {
 	base    int64 // the revision that a script calls 1
 	cluster uint64
-	members map[uint64]uint64 // ids of members to 1, 2, 3
+	members map[uint64]uint64 // ids of members to 1, 2, 3; those added later to 4, 5 and so on
+	peers   []string          // peer URLs of members 1, 2, 3
 	leases  map[int64]int64   // ids that the server chose to firstNamed, firstNamed+1, ...
 	real    map[int64]int64   // the other way
 }
@@ -37,6 +38,7 @@ var relative = map[protoreflect.Name]bool{
 // request is a script's request as one system is to get it.
 func (n *names) request(m proto.Message) proto.Message {
 	m = proto.Clone(m)
+	n.memberRequest(m)
 	visit(m.ProtoReflect(), func(m protoreflect.Message, f protoreflect.FieldDescriptor, v protoreflect.Value) {
 		if f.Kind() != protoreflect.Int64Kind {
 			return
@@ -51,6 +53,38 @@ func (n *names) request(m proto.Message) proto.Message {
 		m.Set(f, protoreflect.ValueOfInt64(i))
 	})
 	return m
+}
+
+// memberRequest puts the id of a member for its number in a script, up to 99, and the peer URL of the member n for PEERn.
+func (n *names) memberRequest(m proto.Message) {
+	id := func(i *uint64) {
+		for real, name := range n.members {
+			if name == *i {
+				*i = real
+				return
+			}
+		}
+	}
+	urls := func(all []string) {
+		for i, u := range all {
+			if number, ok := strings.CutPrefix(u, "PEER"); ok {
+				all[i] = n.peers[number[0]-'1']
+			}
+		}
+	}
+	switch m := m.(type) {
+	case *pb.MemberAddRequest:
+		urls(m.PeerURLs)
+	case *pb.MemberUpdateRequest:
+		id(&m.ID)
+		urls(m.PeerURLs)
+	case *pb.MemberRemoveRequest:
+		id(&m.ID)
+	case *pb.MemberPromoteRequest:
+		id(&m.ID)
+	case *pb.MoveLeaderRequest:
+		id(&m.TargetID)
+	}
 }
 
 func leaseField(m protoreflect.Message, f protoreflect.FieldDescriptor) bool {
@@ -81,8 +115,11 @@ func (n *names) answer(member int, req, m proto.Message) error {
 		slices.SortFunc(m.Leases, func(a, b *pb.LeaseStatus) int { return cmp.Compare(a.ID, b.ID) })
 	case *pb.StatusResponse:
 		n.status(m, wrong)
-	case *pb.MemberListResponse:
-		n.memberList(m)
+	case interface{ GetMembers() []*pb.Member }: // every answer of the service Cluster
+		n.memberList(m.GetMembers())
+		if added, ok := m.(*pb.MemberAddResponse); ok {
+			n.memberList([]*pb.Member{added.Member})
+		}
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("%v", errs)
@@ -133,18 +170,22 @@ func (n *names) status(m *pb.StatusResponse, wrong func(string, ...any)) {
 	m.DbSize, m.DbSizeInUse = min(m.DbSize, 1), min(m.DbSizeInUse, 1)
 }
 
-func (n *names) memberList(m *pb.MemberListResponse) {
-	for _, one := range m.Members {
+// memberList names members that are new 4, 5, and so on: they are added one at a time.
+func (n *names) memberList(members []*pb.Member) {
+	for _, one := range members {
+		if n.members[one.ID] == 0 {
+			n.members[one.ID] = uint64(len(n.members) + 1)
+		}
 		one.ID = n.members[one.ID]
 		// Ports are what the kernel had free; that the addresses are those of the flags, the harness relies on.
 		one.PeerURLs, one.ClientURLs = scheme(one.PeerURLs), scheme(one.ClientURLs)
 	}
-	slices.SortFunc(m.Members, func(a, b *pb.Member) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(members, func(a, b *pb.Member) int { return cmp.Compare(a.ID, b.ID) })
 }
 
 func scheme(urls []string) []string {
 	for i, u := range urls {
-		urls[i] = u[:len("http://127.0.0.1:")]
+		urls[i] = u[:strings.LastIndexByte(u, ':')]
 	}
 	return urls
 }

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
@@ -17,7 +19,10 @@ import (
 // newMember prepares a member that is not in the cluster yet, without flags.
 func (c *cluster) newMember(name string) *member {
 	c.t.Helper()
-	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t))}
+	m := &member{t: c.t, name: name, clientURL: loopback(freePort(c.t)), peerURL: loopback(freePort(c.t)), tls: c.tls}
+	if c.tls != nil {
+		m.clientURL, m.peerURL = strings.Replace(m.clientURL, "http", "https", 1), strings.Replace(m.peerURL, "http", "https", 1)
+	}
 	m.dir = filepath.Join(c.t.TempDir(), name)
 	return m
 }
@@ -212,6 +217,51 @@ func TestRemovedWhileDown(t *testing.T) {
 	}
 }
 
+// TestMovedWhileOthersAway moves two members to other peer URLs while the third is down, with member update and a restart. The
+// third comes back knowing only where they were, and with one of the two alone makes a majority, over restarts of both.
+func TestMovedWhileOthersAway(t *testing.T) {
+	c := startCluster(t, 3)
+	away := c.others(c.leader())[0]
+	moved := c.others(away)
+	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "before") })
+	c.kill(away)
+	for _, m := range moved {
+		id, old := m.id(), m.peerURL
+		m.peerURL = loopback(freePort(t))
+		retry(t, func(ctx context.Context) (*clientv3.MemberUpdateResponse, error) {
+			return c.client(moved...).MemberUpdate(ctx, id, []string{m.peerURL})
+		})
+		c.kill(m)
+		for i, arg := range m.args {
+			if arg == old { // but not in --initial-cluster, which says how the cluster was founded
+				m.args[i] = m.peerURL
+			}
+		}
+		c.start(m)
+	}
+	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) {
+		return c.client(moved...).Put(ctx, "k", "after")
+	})
+	c.kill(moved[0])
+	c.start(away)
+	for range 2 {
+		got := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client(away).Get(ctx, "k") })
+		if len(got.Kvs) != 1 || string(got.Kvs[0].Value) != "after" {
+			t.Errorf("k: %v", got.Kvs)
+		}
+		list := retry(t, func(ctx context.Context) (*clientv3.MemberListResponse, error) { return c.client(away).MemberList(ctx) })
+		for _, m := range moved {
+			if !slices.ContainsFunc(list.Members, func(one *pb.Member) bool { return slices.Equal(one.PeerURLs, []string{m.peerURL}) }) {
+				t.Errorf("%s is not at %s: %v", m.name, m.peerURL, list.Members)
+			}
+		}
+		c.kill(away, moved[1])
+		c.start(moved[1], away)
+	}
+	c.start(moved[0])
+	c.agree(30 * time.Second)
+}
+
 // TestForceNewCluster makes a cluster of one out of a member of three, with all that was acknowledged.
 func TestForceNewCluster(t *testing.T) {
 	c := startCluster(t, 3)
@@ -238,6 +288,36 @@ func TestForceNewCluster(t *testing.T) {
 	c.start(survivor)
 	c.add(c.client(), "m9")
 	c.agree(30 * time.Second)
+}
+
+// TestJoinWithOtherData starts members that joined one cluster with the endpoints of another, by peer URL and by client URL:
+// they are refused, and come back with those of their own, in whatever company, and with ones at which nobody answers.
+func TestJoinWithOtherData(t *testing.T) {
+	c, other := startCluster(t, 1), startCluster(t, 1)
+	m := c.newMember("m2")
+	m.args = m.joining(c.members[0].peerURL)
+	c.members = append(c.members, m)
+	c.start(m)
+	put := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
+	for _, endpoint := range []string{other.members[0].peerURL, other.members[0].clientURL} {
+		c.kill(m)
+		m.args = m.joining(endpoint, loopback(freePort(t)))
+		m.start()
+		m.p.expect(20*time.Second, 0, "and at the endpoints to join (--join) answers the cluster")
+		if status := m.p.wait(20 * time.Second); status != 1 {
+			t.Errorf("it ended with status %d", status)
+		}
+	}
+	for _, endpoints := range [][]string{
+		{other.members[0].peerURL, c.members[0].clientURL}, {loopback(freePort(t)), m.peerURL, m.clientURL},
+	} {
+		m.args = m.joining(endpoints...)
+		c.start(m)
+		if revision := c.agree(30 * time.Second); revision != put.Header.Revision {
+			t.Errorf("revision %d, want %d", revision, put.Header.Revision)
+		}
+		c.kill(m)
+	}
 }
 
 // TestJoinWithAuth joins a cluster with authentication on: members ask one another at peer URLs, where no user is needed.

@@ -99,7 +99,7 @@ func TestQuotaManualDisarm(t *testing.T) {
 	fillUp(t, client, quota)
 	alarms(t, client, true)
 	cleanUp(t, client)
-	c.members[0].p.expect(time.Minute, 0, "won back the space")
+	c.members[0].p.expect(time.Minute, 0, "gave back the space")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // three looks of the member
 	defer cancel()
 	for ctx.Err() == nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -182,6 +183,43 @@ func TestTLS(t *testing.T) {
 		t.Errorf("the steady client has dialled %d times", n)
 	}
 	ctl(t, k, bob, c.endpoints())
+}
+
+// TestJoinOverTLS joins members to a cluster that speaks TLS alone, with certificates both ways and with those that members
+// make themselves: by a peer URL, by a client URL, and by host and port. The first comes back with the same command line.
+func TestJoinOverTLS(t *testing.T) {
+	for _, how := range []string{"mutual", "auto"} {
+		t.Run(how, func(t *testing.T) {
+			flags, clients := []string{"--auto-tls", "--peer-auto-tls"}, &tls.Config{InsecureSkipVerify: true}
+			if how == "mutual" {
+				ca := pki.NewCA("ca")
+				k := newKeys(t, ca)
+				ca.Issue(pki.Spec{CN: "member", Hosts: []string{"127.0.0.1"}}).WriteTo(k.dir, "server")
+				pki.Write(k.dir, "ca.pem", ca.PEM)
+				pki.Write(k.dir, "crl.der", ca.Revoke())
+				k.show(ca.Issue(pki.Spec{CN: "client"}))
+				flags, clients = k.mutual(), k.config()
+			}
+			c := newClusterOver(t, clients, 1, flags...)
+			c.start(c.members...)
+			first := c.members[0]
+			for i, endpoint := range []string{first.peerURL, first.clientURL, strings.TrimPrefix(first.peerURL, "https://"), strings.TrimPrefix(first.clientURL, "https://")} {
+				m := c.newMember(fmt.Sprintf("m%d", i+2))
+				m.args = append(m.joining(endpoint), flags...)
+				c.members = append(c.members, m)
+				m.start()
+				m.ready(60 * time.Second)
+				if i == 0 {
+					c.kill(m)
+					c.start(m)
+				}
+			}
+			put := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
+			if revision := c.agree(30 * time.Second); revision != put.Header.Revision {
+				t.Errorf("revision %d, want %d", revision, put.Header.Revision)
+			}
+		})
+	}
 }
 
 // shownBy is the certificate that a member shows.
