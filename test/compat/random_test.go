@@ -19,6 +19,7 @@ type driver struct {
 	named     int   // leases whose id the servers chose
 	streams   []*randomStream
 	opened    int
+	dead      int // the member that is killed; memberCount: none
 }
 
 // randomStream is what the driver knows of a watch stream.
@@ -31,7 +32,7 @@ type randomStream struct {
 }
 
 func newDriver(p *pair, seed, episode uint64) *driver {
-	return &driver{Rand: rand.New(rand.NewPCG(seed, episode)), pair: p, compacted: 1}
+	return &driver{Rand: rand.New(rand.NewPCG(seed, episode)), pair: p, compacted: 1, dead: memberCount}
 }
 
 // now is the newest revision, as scripts count.
@@ -41,7 +42,14 @@ func (d *driver) coin() bool { return d.IntN(2) == 0 }
 
 func (d *driver) oneIn(n int) bool { return d.IntN(n) == 0 }
 
-func (d *driver) member() int { return d.IntN(memberCount) }
+// member is one that lives.
+func (d *driver) member() int {
+	for {
+		if m := d.IntN(memberCount); m != d.dead {
+			return m
+		}
+	}
+}
 
 // alphabet is small, so that calls meet each other's keys.
 var alphabet = []string{
