@@ -19,12 +19,14 @@ type driver struct {
 	named     int   // leases whose id the servers chose
 	streams   []*randomStream
 	opened    int
-	dead      int // the member that is killed; memberCount: none
+	guarded   bool // streams have users
+	dead      int  // the member that is killed; memberCount: none
 }
 
 // randomStream is what the driver knows of a watch stream.
 type randomStream struct {
 	name   string
+	user   string
 	member int
 	future bool // its watchers begin now or later; those of the others, now or earlier
 	lost   bool // a watcher began before what is compacted: etcd gives no more progress, so it is closed soon
@@ -336,6 +338,9 @@ func (d *driver) watch() []op {
 	if len(d.streams) < 3 || len(d.streams) < 8 && d.oneIn(4) {
 		d.opened++
 		s := &randomStream{name: fmt.Sprintf("s%d", d.opened), member: d.member(), future: d.oneIn(4)}
+		if d.guarded {
+			s.user = d.somebody()
+		}
 		d.streams = append(d.streams, s)
 		return d.watchOn(s)
 	}
@@ -350,7 +355,7 @@ func (d *driver) watch() []op {
 
 func (d *driver) watchOn(s *randomStream) []op {
 	send := func(r *pb.WatchRequest) []op {
-		return []op{{verb: "watch", method: "Watch.Watch", stream: s.name, member: s.member, req: r}}
+		return []op{{verb: "watch", method: "Watch.Watch", stream: s.name, member: s.member, user: s.user, req: r}}
 	}
 	if len(s.ids) > 0 && d.oneIn(5) {
 		id := s.ids[d.IntN(len(s.ids))]

@@ -261,7 +261,8 @@ func (t *target) call(o op) outcome {
 	for _, a := range out.answers {
 		if r, ok := a.(*pb.AuthenticateResponse); ok {
 			t.tokens[o.req.(*pb.AuthenticateRequest).Name] = r.Token
-			r.Token = strings.Map(func(rune) rune { return 'x' }, r.Token[:strings.IndexByte(r.Token, '.')]) // how long its part by chance is
+			// How long its part by chance is; of a signed one, the part that says how it is signed.
+			r.Token = strings.Map(func(rune) rune { return 'x' }, r.Token[:strings.IndexByte(r.Token, '.')])
 		}
 		if err := t.answer(o.member, req, a); err != nil {
 			out.odd = errors.Join(out.odd, fmt.Errorf("%s: %w", t.name, err))
