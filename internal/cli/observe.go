@@ -31,6 +31,7 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 			m.LogWriteBytes.Add(float64(bytes))
 			m.LogWriteSeconds.Observe(d.Seconds())
 		},
+		DiskFull:   func(full bool) { setTruth(m.DiskFull, full) },
 		ReadFailed: m.ReadIndexFailed.Inc,
 		CompactStep: func(deleted int, d time.Duration) {
 			m.CompactionKeys.Add(float64(deleted))
@@ -57,17 +58,21 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration
 			ProposalLost: func(n int) { m.ProposalsFailed.Add(float64(n)) },
 			Installing:   func() { m.SnapshotApplying.Set(1) },
 			Installed:    func(uint64, time.Duration) { m.SnapshotApplying.Set(0) },
-			DiskSlow: func(slow bool) {
-				if m.DiskSlow.Set(0); slow {
-					m.DiskSlow.Set(1)
-				}
-			},
-			HandedOver: func(uint64) { m.DiskHandOvers.Inc() },
+			DiskSlow:     func(slow bool) { setTruth(m.DiskSlow, slow) },
+			HandedOver:   func(uint64) { m.DiskHandOvers.Inc() },
 			HeartbeatLate: func(d time.Duration) {
 				m.HeartbeatSendFailures.Inc()
 				log.Warn("leader failed to send out heartbeat on time; this machine or its disk is overloaded", "late", d)
 			},
 		},
+	}
+}
+
+func setTruth(g interface{ Set(float64) }, is bool) {
+	if is {
+		g.Set(1)
+	} else {
+		g.Set(0)
 	}
 }
 

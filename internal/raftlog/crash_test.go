@@ -20,7 +20,7 @@ var errCrashed = errors.New("crashed")
 // universe is one log's life over several crashes, and what the model knows of it.
 type universe struct {
 	full          func(op string) bool // if set, whether the disk is full for the next operation
-	begun, ending func()      // if set, called when a log has been opened and before it is closed
+	begun, ending func()               // if set, called when a log has been opened and before it is closed
 	t             *testing.T
 	seed          uint64
 	r             *rand.Rand

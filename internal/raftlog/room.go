@@ -11,8 +11,8 @@ import (
 // roomPause is how long the writer waits between two attempts on a full disk.
 const roomPause = 100 * time.Millisecond
 
-// isNoRoom reports whether a disk, or the share of it that this process may have, is full.
-func isNoRoom(err error) bool {
+// IsNoRoom reports whether an error says that a disk, or the share of it that this process may have, is full.
+func IsNoRoom(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
@@ -23,7 +23,10 @@ func (l *Log) withRoom(f func() error) error {
 	var since time.Time
 	for {
 		err := f()
-		if !isNoRoom(err) {
+		if !IsNoRoom(err) {
+			if !since.IsZero() {
+				l.opt.OnFull(false)
+			}
 			if err == nil && !since.IsZero() {
 				l.log.LogAttrs(context.Background(), slog.LevelInfo, "there is room for the raft log again",
 					slog.String("dir", l.dir), slog.Duration("waited", time.Since(since)))
@@ -32,10 +35,12 @@ func (l *Log) withRoom(f func() error) error {
 		}
 		if since.IsZero() {
 			since = time.Now()
+			l.opt.OnFull(true)
 			l.log.LogAttrs(context.Background(), slog.LevelError, "no room for the raft log: this member writes nothing until there is",
 				slog.String("dir", l.dir), slog.Any("error", err))
 		}
 		if l.isClosing() {
+			l.opt.OnFull(false)
 			return err
 		}
 		time.Sleep(roomPause)

@@ -110,7 +110,7 @@ func TestCloseOnFullDisk(t *testing.T) {
 		full.Store(true)
 		l.Append(Write{Entries: entriesFrom(1, 1, 10, 1), Sync: true, Done: func() { t.Error("acknowledged") }})
 		time.Sleep(time.Second)
-		if err := l.Close(); !isNoRoom(err) {
+		if err := l.Close(); !IsNoRoom(err) {
 			t.Errorf("close gives %v", err)
 		}
 	})

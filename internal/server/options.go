@@ -121,6 +121,7 @@ type Observer struct {
 	LogSync  func(d time.Duration)            // one fsync of the log
 	LogWrite func(bytes int, d time.Duration) // one write to the log
 	Flushed  func(applied uint64)             // the state is durable up to here
+	DiskFull func(full bool)                  // the disk has no room for something, or has again
 	// ReadFailed: a read waited for the cluster in vain until the request timeout.
 	ReadFailed func()
 	// Applied is told what a run of entries did and how long it took. It must not keep the outcome.

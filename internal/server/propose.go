@@ -25,7 +25,7 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 		return command.Result{}, kv.ErrDiskHangs
 	default:
 	}
-	if !m.hasRoom(c) {
+	if m.room.full() && c.Cost() > 0 || !m.hasRoom(c) {
 		return command.Result{}, kv.ErrNoSpace
 	}
 	start := time.Now()

@@ -3,8 +3,10 @@ package sim
 import (
 	"errors"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -33,6 +35,7 @@ type Disk struct {
 	// slower multiplies SyncDelay; failing disks fail every sync of a slow file.
 	slower  time.Duration
 	failing bool
+	full    bool          // nothing that needs room is done
 	hung    chan struct{} // syncs of slow files wait until it is closed; nil: none does
 
 	late sync.WaitGroup // syncs that are still to come
@@ -60,6 +63,7 @@ func (d *Disk) Crash(keepPercent int) {
 		cfg.RNG = rand.New(rand.NewPCG(d.rng.Uint64(), 0xc4a5))
 	}
 	d.mem = d.mem.CrashClone(cfg)
+	d.full = false
 	d.setHung(false) // the new life finds another disk, and what the old one waits for must end
 }
 
@@ -112,6 +116,23 @@ func (d *Disk) setHung(hung bool) {
 	}
 }
 
+// SetFull makes everything that writes to a file, or makes, links or names one, fail for want of room, or work again. What is
+// synced was written before.
+func (d *Disk) SetFull(full bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.full = full
+}
+
+func (d *Disk) room() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.full {
+		return syscall.ENOSPC
+	}
+	return nil
+}
+
 // answers waits while the disk hangs.
 func (d *Disk) answers() {
 	d.mu.Lock()
@@ -127,7 +148,7 @@ var errDisk = errors.New("sim: input/output error")
 // Wait returns when no late sync is left to come.
 func (d *Disk) Wait() { d.late.Wait() }
 
-// diskFS is one life's view of a Disk: it wraps the files that are slow.
+// diskFS is one life's view of a Disk.
 type diskFS struct {
 	vfs.FS
 	disk *Disk
@@ -140,20 +161,25 @@ func (f *diskFS) wrap(name string, file vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	d := &diskFile{File: file, disk: f.disk}
 	for _, word := range f.disk.o.Slow {
-		if strings.Contains(name, word) {
-			return &diskFile{File: file, disk: f.disk}, nil
-		}
+		d.slow = d.slow || strings.Contains(name, word)
 	}
-	return file, nil
+	return d, nil
 }
 
 func (f *diskFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := f.disk.room(); err != nil {
+		return nil, err
+	}
 	file, err := f.FS.Create(name, c)
 	return f.wrap(name, file, err)
 }
 
 func (f *diskFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	if err := f.disk.room(); err != nil {
+		return nil, err
+	}
 	file, err := f.FS.OpenReadWrite(name, c, opts...)
 	return f.wrap(name, file, err)
 }
@@ -163,10 +189,32 @@ func (f *diskFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory)
 	return f.wrap(newname, file, err)
 }
 
-// diskFile is a file whose syncs take time, or come late.
+func (f *diskFS) Link(oldname, newname string) error {
+	if err := f.disk.room(); err != nil {
+		return err
+	}
+	return f.FS.Link(oldname, newname)
+}
+
+func (f *diskFS) Rename(oldname, newname string) error {
+	if err := f.disk.room(); err != nil {
+		return err
+	}
+	return f.FS.Rename(oldname, newname)
+}
+
+func (f *diskFS) MkdirAll(dir string, perm os.FileMode) error {
+	if err := f.disk.room(); err != nil {
+		return err
+	}
+	return f.FS.MkdirAll(dir, perm)
+}
+
+// diskFile is a file whose syncs, if it is slow, take time, or come late.
 type diskFile struct {
 	vfs.File
 	disk *Disk
+	slow bool
 
 	mu     sync.Mutex // guards closed, for late syncs
 	closed bool
@@ -176,14 +224,33 @@ type diskFile struct {
 func (f *diskFile) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.disk.o.SyncsLate > 0 && !f.closed {
+	if f.slow && f.disk.o.SyncsLate > 0 && !f.closed {
 		_ = f.File.Sync()
 	}
 	f.closed = true
 	return f.File.Close()
 }
 
+func (f *diskFile) Write(p []byte) (int, error) {
+	if err := f.disk.room(); err != nil {
+		n, _ := f.File.Write(p[:len(p)/2])
+		return n, err
+	}
+	return f.File.Write(p)
+}
+
+func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.disk.room(); err != nil {
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
+		return n, err
+	}
+	return f.File.WriteAt(p, off)
+}
+
 func (f *diskFile) sync(really func() error) error {
+	if !f.slow {
+		return really()
+	}
 	if late := f.disk.o.SyncsLate; late > 0 {
 		f.disk.late.Go(func() {
 			time.Sleep(late)
@@ -207,6 +274,9 @@ func (f *diskFile) Sync() error     { return f.sync(f.File.Sync) }
 func (f *diskFile) SyncData() error { return f.sync(f.File.SyncData) }
 
 func (f *diskFile) SyncTo(length int64) (fullSync bool, err error) {
+	if !f.slow {
+		return f.File.SyncTo(length)
+	}
 	return true, f.sync(func() error {
 		_, err := f.File.SyncTo(length)
 		return err

@@ -54,6 +54,7 @@ var disturbances = []fault{
 	{"pause", 2, pauseOne},
 	{"slow disk", 2, slowDisk},
 	{"hung disk", 2, hungDisk},
+	{"full disk", 2, fullDisk},
 	{"failing disk", 1, failingDisk},
 	{"compact", 4, compact},
 	{"move leader", 2, moveLeader},
@@ -269,6 +270,24 @@ func hungDisk(r *run, rng *rand.Rand) error {
 		}
 	}
 	if rng.IntN(3) == 0 {
+		n.crash(keep(rng))
+		time.Sleep(between(rng, 0, time.Second))
+		return n.start()
+	}
+	return nil
+}
+
+// fullDisk leaves no room on the disk of one member, mostly the leader, for a while, or until it crashes. The member must not
+// give up, which trouble looks for, and go on when there is room.
+func fullDisk(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	if leader := r.leader(); leader != nil && rng.IntN(3) > 0 {
+		n = leader
+	}
+	n.disk.SetFull(true)
+	defer n.disk.SetFull(false)
+	time.Sleep(between(rng, 100*time.Millisecond, 8*time.Second))
+	if rng.IntN(4) == 0 {
 		n.crash(keep(rng))
 		time.Sleep(between(rng, 0, time.Second))
 		return n.start()
