@@ -107,7 +107,11 @@ func (m *Member) endDowngrade() {
 }
 
 func (m *Member) proposeQuietly(c *command.Command) {
-	if _, err := m.Propose(m.life, c); err != nil && m.life.Err() == nil {
+	r, err := m.Propose(m.life, c)
+	if err == nil {
+		err = r.Err
+	}
+	if err != nil && m.life.Err() == nil {
 		m.logger.Warn("what this member decided could not be agreed on; it tries again", "what", c.Name(), "error", err)
 	}
 }
