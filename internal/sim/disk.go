@@ -35,7 +35,7 @@ type Disk struct {
 	// slower multiplies SyncDelay; failing disks fail every sync of a slow file.
 	slower  time.Duration
 	failing bool
-	full    bool          // nothing that needs room is done
+	room    int           // how much more is done that needs room; negative: anything
 	hung    chan struct{} // syncs of slow files wait until it is closed; nil: none does
 
 	late sync.WaitGroup // syncs that are still to come
@@ -43,7 +43,7 @@ type Disk struct {
 
 // NewDisk makes an empty disk.
 func NewDisk(seed uint64, o DiskOptions) *Disk {
-	return &Disk{o: o, rng: rand.New(rand.NewPCG(seed, 0xd15c)), mem: vfs.NewCrashableMem(), slower: 1}
+	return &Disk{o: o, rng: rand.New(rand.NewPCG(seed, 0xd15c)), mem: vfs.NewCrashableMem(), slower: 1, room: -1}
 }
 
 // FS is the file system that the disk holds now, for one life of the member: after a Crash it still works, as far as
@@ -63,7 +63,7 @@ func (d *Disk) Crash(keepPercent int) {
 		cfg.RNG = rand.New(rand.NewPCG(d.rng.Uint64(), 0xc4a5))
 	}
 	d.mem = d.mem.CrashClone(cfg)
-	d.full = false
+	d.room = -1
 	d.setHung(false) // the new life finds another disk, and what the old one waits for must end
 }
 
@@ -116,20 +116,22 @@ func (d *Disk) setHung(hung bool) {
 	}
 }
 
-// SetFull makes everything that writes to a file, or makes, links or names one, fail for want of room, or work again. What is
-// synced was written before.
-func (d *Disk) SetFull(full bool) {
+// SetRoom makes everything fail for want of room that writes to a file, or makes, links or names one, after so many more of
+// these; a negative number, nothing. What is synced was written before.
+func (d *Disk) SetRoom(operations int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.full = full
+	d.room = operations
 }
 
-func (d *Disk) room() error {
+// take takes the room for one operation.
+func (d *Disk) take() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.full {
+	if d.room == 0 {
 		return syscall.ENOSPC
 	}
+	d.room = max(d.room-1, -1)
 	return nil
 }
 
@@ -169,7 +171,7 @@ func (f *diskFS) wrap(name string, file vfs.File, err error) (vfs.File, error) {
 }
 
 func (f *diskFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if err := f.disk.room(); err != nil {
+	if err := f.disk.take(); err != nil {
 		return nil, err
 	}
 	file, err := f.FS.Create(name, c)
@@ -177,7 +179,7 @@ func (f *diskFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) 
 }
 
 func (f *diskFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
-	if err := f.disk.room(); err != nil {
+	if err := f.disk.take(); err != nil {
 		return nil, err
 	}
 	file, err := f.FS.OpenReadWrite(name, c, opts...)
@@ -190,21 +192,21 @@ func (f *diskFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory)
 }
 
 func (f *diskFS) Link(oldname, newname string) error {
-	if err := f.disk.room(); err != nil {
+	if err := f.disk.take(); err != nil {
 		return err
 	}
 	return f.FS.Link(oldname, newname)
 }
 
 func (f *diskFS) Rename(oldname, newname string) error {
-	if err := f.disk.room(); err != nil {
+	if err := f.disk.take(); err != nil {
 		return err
 	}
 	return f.FS.Rename(oldname, newname)
 }
 
 func (f *diskFS) MkdirAll(dir string, perm os.FileMode) error {
-	if err := f.disk.room(); err != nil {
+	if err := f.disk.take(); err != nil {
 		return err
 	}
 	return f.FS.MkdirAll(dir, perm)
@@ -232,7 +234,7 @@ func (f *diskFile) Close() error {
 }
 
 func (f *diskFile) Write(p []byte) (int, error) {
-	if err := f.disk.room(); err != nil {
+	if err := f.disk.take(); err != nil {
 		n, _ := f.File.Write(p[:len(p)/2])
 		return n, err
 	}
@@ -240,7 +242,7 @@ func (f *diskFile) Write(p []byte) (int, error) {
 }
 
 func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
-	if err := f.disk.room(); err != nil {
+	if err := f.disk.take(); err != nil {
 		n, _ := f.File.WriteAt(p[:len(p)/2], off)
 		return n, err
 	}

@@ -284,8 +284,8 @@ func fullDisk(r *run, rng *rand.Rand) error {
 	if leader := r.leader(); leader != nil && rng.IntN(3) > 0 {
 		n = leader
 	}
-	n.disk.SetFull(true)
-	defer n.disk.SetFull(false)
+	n.disk.SetRoom(rng.IntN(200))
+	defer n.disk.SetRoom(-1)
 	time.Sleep(between(rng, 100*time.Millisecond, 8*time.Second))
 	if rng.IntN(4) == 0 {
 		n.crash(keep(rng))
