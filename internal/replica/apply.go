@@ -145,14 +145,12 @@ func (r *Replica) applyBatch(batch []command.Entry) error {
 	if first := batch[0].Index; first != r.applied.index.Load()+1 {
 		panic(fmt.Sprintf("replica: entry %d is to be applied to a state at %d", first, r.applied.index.Load()))
 	}
-	start := time.Now()
-	r.apply.applying(start)
+	r.apply.applying(time.Now())
 	err := r.c.Machine.Apply(batch)
 	r.apply.applying(time.Time{})
 	if err != nil {
 		return fmt.Errorf("apply entries %d to %d: %w", batch[0].Index, last.Index, err)
 	}
-	r.c.Observer.ApplyTook(len(batch), time.Since(start))
 	r.advance(Position{last.Index, last.Term})
 	return nil
 }

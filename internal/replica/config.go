@@ -123,10 +123,9 @@ type Observer struct {
 	Applied        func(index uint64)        // the applied index moved
 	LeaderChanged  func(leader, term uint64) // zero leader: none known
 	Pending        func(commands int)        // commands not yet committed
-	ApplyTook      func(entries int, d time.Duration)
-	ReadRetried    func()             // a round of reads got no answer in time
-	ProposalLost   func(commands int) // dropped because nobody waits for them any more, or at a bound
-	MessageDropped func(from uint64)  // of a peer, at MaxInboxBytes
+	ReadRetried    func()                    // a round of reads got no answer in time
+	ProposalLost   func(commands int)        // dropped because nobody waits for them any more, or at a bound
+	MessageDropped func(from uint64)         // of a peer, at MaxInboxBytes
 	SnapshotSent   func(to uint64, d time.Duration, err error)
 	SnapshotMade   func(d time.Duration, err error)
 	Installing     func()                              // a received snapshot is being installed
@@ -172,9 +171,6 @@ func (o *Observer) setDefaults() {
 	}
 	if o.Pending == nil {
 		o.Pending = func(int) {}
-	}
-	if o.ApplyTook == nil {
-		o.ApplyTook = func(int, time.Duration) {}
 	}
 	if o.ReadRetried == nil {
 		o.ReadRetried = func() {}
