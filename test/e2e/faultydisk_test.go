@@ -118,7 +118,7 @@ func (f faultyFile) SyncTo(length int64) (bool, error) {
 	return f.File.SyncTo(length)
 }
 
-// TestHungDisk lets the disk of the leader become slow, and then that of the next hang, while clients write: both lose the
+// TestHungDisk (E#10271, E#13527) lets the disk of the leader become slow, and then that of the next hang, while clients write: both lose the
 // leadership and the cluster goes on, nothing that was acknowledged is lost, and the members are level again afterwards.
 func TestHungDisk(t *testing.T) {
 	c := newCluster(t, 3)
