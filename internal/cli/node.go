@@ -214,6 +214,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 		DataDir: c.DataDir, NoFsync: c.UnsafeNoFsync, Name: c.Name, Token: c.InitialClusterToken,
 		PeerURLs: config.Strings(c.AdvertisePeerURLs), ClientURLs: config.Strings(c.AdvertiseClientURLs),
 		Tick: c.Heartbeat, ElectionTicks: int(c.ElectionTimeout / c.Heartbeat), CatchupEntries: c.SnapshotCatchupEntries,
+		SlowDisk:        c.SlowDiskThreshold,
 		WatchProgress:   c.WatchProgressNotifyInterval,
 		MaxRequestBytes: int(c.MaxRequestBytes), QuotaBytes: c.QuotaBackendBytes, QuotaManualDisarm: c.QuotaManualDisarm,
 		Origin: rand.Uint64() | 1, // never zero

@@ -46,6 +46,7 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply, heartbeat ti
 			m.LogWriteBytes.Add(float64(bytes))
 			m.LogWriteSeconds.Observe(d.Seconds())
 		},
+		DiskFull:   func(full bool) { setTruth(m.DiskFull, full) },
 		ReadFailed: m.ReadIndexFailed.Inc,
 		CompactStep: func(n int, d time.Duration) {
 			deleted += n
@@ -65,19 +66,29 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply, heartbeat ti
 				}
 				leader = id
 			},
-			ReadRetried: func() {
+			ReadRetried: func(after time.Duration) {
 				m.SlowReadIndex.Inc()
-				log.Warn("waiting for ReadIndex response took too long, retrying")
+				log.Warn("waiting for ReadIndex response took too long, retrying", "retry-timeout", after)
 			},
 			ProposalLost: func(n int) { m.ProposalsFailed.Add(float64(n)) },
 			Installing:   func() { m.SnapshotApplying.Set(1) },
 			Installed:    func(uint64, time.Duration) { m.SnapshotApplying.Set(0) },
+			DiskSlow:     func(slow bool) { setTruth(m.DiskSlow, slow) },
+			HandedOver:   func(uint64) { m.DiskHandOvers.Inc() },
 			HeartbeatLate: func(d time.Duration) {
 				m.HeartbeatSendFailures.Inc()
 				log.Warn("leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk",
 					"heartbeat-interval", heartbeat, "expected-duration", 2*heartbeat, "exceeded-duration", d)
 			},
 		},
+	}
+}
+
+func setTruth(g interface{ Set(float64) }, is bool) {
+	if is {
+		g.Set(1)
+	} else {
+		g.Set(0)
 	}
 }
 

@@ -48,7 +48,7 @@ type loop struct {
 	gone     map[uint64]bool // peers whose process has ended
 	campaign campaign
 
-	transferAt uint64 // tick of the last hand-over because of a slow disk
+	disk disk
 
 	out []*raftpb.Message // scratch
 }
@@ -218,6 +218,7 @@ func (l *loop) handle(rd raft.Ready) {
 		case m.GetTo() == raft.LocalAppendThread || m.GetTo() == raft.LocalApplyThread:
 		case m.GetType() == raftpb.MsgSnap:
 			l.sendSnapshot(m)
+		case m.GetType() == raftpb.MsgPreVote && l.standsBack():
 		default:
 			l.out = append(l.out, m)
 		}
