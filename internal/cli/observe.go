@@ -66,9 +66,9 @@ func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply, heartbeat ti
 				}
 				leader = id
 			},
-			ReadRetried: func() {
+			ReadRetried: func(after time.Duration) {
 				m.SlowReadIndex.Inc()
-				log.Warn("waiting for ReadIndex response took too long, retrying")
+				log.Warn("waiting for ReadIndex response took too long, retrying", "retry-timeout", after)
 			},
 			ProposalLost: func(n int) { m.ProposalsFailed.Add(float64(n)) },
 			Installing:   func() { m.SnapshotApplying.Set(1) },

@@ -123,7 +123,7 @@ type Observer struct {
 	Applied        func(index uint64)        // the applied index moved
 	LeaderChanged  func(leader, term uint64) // zero leader: none known
 	Pending        func(commands int)        // commands not yet committed
-	ReadRetried    func()                    // a round of reads got no answer in time
+	ReadRetried    func(after time.Duration) // a round of reads got no answer for so long
 	ProposalLost   func(commands int)        // dropped because nobody waits for them any more, or at a bound
 	MessageDropped func(from uint64)         // of a peer, at MaxInboxBytes
 	SnapshotSent   func(to uint64, d time.Duration, err error)
@@ -173,7 +173,7 @@ func (o *Observer) setDefaults() {
 		o.Pending = func(int) {}
 	}
 	if o.ReadRetried == nil {
-		o.ReadRetried = func() {}
+		o.ReadRetried = func(time.Duration) {}
 	}
 	if o.ProposalLost == nil {
 		o.ProposalLost = func(int) {}

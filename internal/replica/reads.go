@@ -182,7 +182,7 @@ func (l *loop) retryReads() {
 	q := &l.reads
 	if n := len(q.issued); n > 0 && l.ticks-q.issued[n-1].at >= readRetryTicks && l.lead != 0 {
 		q.hurry = true
-		l.c.Observer.ReadRetried()
+		l.c.Observer.ReadRetried(readRetryTicks * l.c.Tick)
 	}
 }
 

@@ -147,9 +147,16 @@ func (s *Services) traceWrite(c *command.Command, res *command.Result, begin tim
 	var operation, detail string
 	switch {
 	case c.Put != nil:
-		operation, detail = "put", fmt.Sprintf("key:%s; req_size:%d; ", c.Put.Key, len(c.Put.Key)+len(c.Put.Value))
+		p := c.Put
+		size := proto.Size(&pb.PutRequest{
+			Key: p.Key, Value: p.Value, Lease: int64(p.Lease), PrevKv: p.PrevKV, IgnoreValue: p.IgnoreValue, IgnoreLease: p.IgnoreLease,
+		})
+		operation, detail = "put", fmt.Sprintf("key:%s; req_size:%d; ", p.Key, size)
 	case c.Txn != nil:
 		operation, detail = "transaction", "read_only:false; "
+		if res.Txn != nil {
+			detail += fmt.Sprintf("number_of_response:%d; ", len(res.Txn.Ops))
+		}
 	case c.Compact != nil:
 		operation, detail = "compact", fmt.Sprintf("revision:%d; ", c.Compact.Revision)
 	default:
