@@ -84,14 +84,14 @@ func TestMembersChange(t *testing.T) {
 
 // TestZombiesAreFound makes sure that members which go on after their removal, because nobody tells them, are found out.
 func TestZombiesAreFound(t *testing.T) {
-	for seed := range uint64(2 * plantedSeeds) {
+	for seed := range uint64(8 * plantedSeeds) {
 		report, err := simulate(t, Options{Seed: seed, Faults: changing, Zombies: true})
 		t.Logf("seed %d (%v) finds: %.300v", seed, report, err)
 		if err != nil && strings.Contains(err.Error(), "membership: ") {
 			return
 		}
 	}
-	t.Fatalf("members that are not told of their removal ran %d seeds, and nothing was found", 2*plantedSeeds)
+	t.Fatalf("members that are not told of their removal ran %d seeds, and nothing was found", 8*plantedSeeds)
 }
 
 // plantedSeeds is how many seeds may pass before the planted bug is found.
