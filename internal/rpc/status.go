@@ -34,7 +34,10 @@ var statusTable = []struct {
 	{kv.ErrStopped, rpctypes.ErrGRPCStopped},
 	{kv.ErrTimeoutLeaderFail, rpctypes.ErrGRPCTimeoutDueToLeaderFail},
 	{kv.ErrTimeoutLostConnection, rpctypes.ErrGRPCTimeoutDueToConnectionLost},
+	{kv.ErrTimeoutApply, rpctypes.ErrGRPCTimeoutWaitAppliedIndex},
 	{kv.ErrTimeout, rpctypes.ErrGRPCTimeout},
+	// Ours: etcd has the request wait for the disk.
+	{kv.ErrDiskHangs, status.Error(codes.Unavailable, "etcdserver: the disk of this member does not answer; ask another member")},
 	{kv.ErrNoLeader, rpctypes.ErrGRPCNoLeader},
 	{kv.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
 	{kv.ErrLeaderChanged, rpctypes.ErrGRPCLeaderChanged},
@@ -96,11 +99,6 @@ func toStatus(err error) error {
 		}
 	}
 	return status.Error(codes.Unknown, err.Error())
-}
-
-// unimplemented is the answer of a call that is listed in docs/compat.md as not there yet.
-func unimplemented(call string) error {
-	return status.Errorf(codes.Unimplemented, "trivet: %s is not implemented yet (see docs/compat.md)", call)
 }
 
 // Text is what a client reads of err: etcd's text for it.
