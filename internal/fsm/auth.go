@@ -33,7 +33,7 @@ func (a *applier) allowed(c *command.Command) error {
 		return a.permitted(&p).lease(c.LeaseRevoke.ID)
 	case c.Auth != nil && c.Auth.Op != command.AuthAuthenticate:
 		return v.Admin(who)
-	case c.Alarm != nil && !c.Alarm.Own:
+	case c.Alarm != nil && !c.Alarm.Own && !c.Alarm.Found:
 		return v.Admin(who)
 	}
 	return nil

@@ -58,7 +58,9 @@ func randomCommand(r *rand.Rand, revision int64) *command.Command {
 }
 
 func randomRequest(r *rand.Rand, revision int64) *command.Command {
-	switch r.IntN(17) {
+	switch r.IntN(18) {
+	case 17:
+		return &command.Command{Mark: &command.Mark{Restart: r.IntN(4) == 0}}
 	case 13, 14, 15, 16:
 		return &command.Command{Auth: randomAuth(r)}
 	case 0:
@@ -113,7 +115,7 @@ func rows(t *testing.T, s *State) []byte {
 }
 
 // The same entries make the same rows, however they fall into batches, whether anybody waits for the answers or not, and
-// whether a crash made a member apply some of them again.
+// whether a crash made a member apply some of them again (E#13766: an applied index that is not of one piece with its data).
 func TestSameEntriesSameState(t *testing.T) {
 	seeds := uint64(20)
 	if testing.Short() {

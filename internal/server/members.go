@@ -231,7 +231,10 @@ func (m *Member) askForVote() {
 			m.logger.Info("this member has caught up, and has a vote now")
 			return
 		}
-		if m.life.Err() == nil && !errors.Is(err, kv.ErrLearnerNotReady) && !errors.Is(err, kv.ErrTimeout) {
+		switch {
+		case m.life.Err() != nil, errors.Is(err, kv.ErrLearnerNotReady), errors.Is(err, kv.ErrTimeout):
+		case errors.Is(err, kv.ErrMemberNotLearner): // it has its vote, and has yet to apply that again
+		default:
 			m.logger.Warn("this member asked for its vote and was refused; it asks again", "error", err)
 		}
 		select {
@@ -275,6 +278,9 @@ func (m *Member) membersChanged() {
 	if members.Removed(m.identity.MemberID) {
 		m.removedBy("its own log says so")
 	}
+	if err := tooOld(m.options.APIVersion, members.Version()); err != nil {
+		m.fail(err)
+	}
 }
 
 // removedBy ends this member a moment later.
@@ -285,12 +291,15 @@ func (m *Member) removedBy(how string) {
 	})
 }
 
-// checkMembership refuses to start a member that knows that it was removed, and a state whose members are not those that
+// checkMembership refuses to start a member that knows that it was removed, a binary that is too old, and a state whose members are not those that
 // raft counts with.
 func (m *Member) checkMembership() error {
 	s := m.machine.state.Load()
 	if s.Members.Removed(m.identity.MemberID) {
 		return fmt.Errorf("member %x, %s: %w", m.identity.MemberID, m.options.DataDir, ErrRemoved)
+	}
+	if err := tooOld(m.options.APIVersion, s.Members.Version()); err != nil {
+		return err
 	}
 	if s.Applied.Index == 0 {
 		return nil // as others told it; a checkpoint will replace it

@@ -19,7 +19,13 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	if c.Txn != nil && c.Txn.Depth() > command.MaxTxnDepth {
 		return command.Result{}, kv.ErrRequestTooLarge
 	}
-	if !m.hasRoom(c) {
+	stuck := m.replica.Stuck()
+	select {
+	case <-stuck:
+		return command.Result{}, kv.ErrDiskHangs
+	default:
+	}
+	if m.room.full() && c.Cost() > 0 || !m.hasRoom(c) {
 		return command.Result{}, kv.ErrNoSpace
 	}
 	start := time.Now()
@@ -43,6 +49,9 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	case <-ctx.Done():
 		m.waiters.drop(c.ID)
 		return command.Result{}, m.why(ctx, start, ctx.Err(), context.DeadlineExceeded)
+	case <-stuck: // it may well be done, elsewhere
+		m.waiters.drop(c.ID)
+		return command.Result{}, kv.ErrTimeoutApply
 	case <-m.life.Done():
 		m.waiters.drop(c.ID)
 		return command.Result{}, kv.ErrStopped

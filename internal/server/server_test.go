@@ -30,10 +30,12 @@ type cluster struct {
 func newCluster(t *testing.T, n int) *cluster {
 	c := &cluster{t: t, network: transport.NewNetwork(transport.NetworkOptions{Seed: 1}), members: make([]*Member, n)}
 	for range n {
-		c.disks = append(c.disks, vfs.NewMem())
+		c.disks = append(c.disks, newDisk())
 	}
 	return c
 }
+
+func newDisk() *vfs.MemFS { return vfs.NewMem() }
 
 func (c *cluster) options(i int) Options {
 	c.starts++
