@@ -123,12 +123,6 @@ func TestBadInput(t *testing.T) {
 			m.set("--initial-cluster", "m2="+m.peerURL)
 			return []string{usedDir, "m1"}
 		}},
-		{"data directory of another cluster", func(_ *testing.T, m *member) []string {
-			m.dir = usedDir
-			m.args = append([]string(nil), used.members[0].args...)
-			m.set("--initial-cluster-token", "another")
-			return []string{usedDir, "another"}
-		}},
 		{"data directory of etcd", func(t *testing.T, m *member) []string {
 			write(t, filepath.Join(m.dir, "member", "snap", "db"), "a bbolt file")
 			write(t, filepath.Join(m.dir, "member", "wal", "0000000000000000-0000000000000000.wal"), "a log")
