@@ -96,8 +96,8 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	if err := checkFounding(c, log); err != nil {
 		return err
 	}
-	n, err := startNode(c, log, fatal)
-	if err != nil {
+	n, err := startUntilSignal(signals, c, log, fatal)
+	if n == nil {
 		return err
 	}
 	var rebuilt time.Time
@@ -120,7 +120,7 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 			if errors.Is(err, server.ErrRebuild) && time.Since(rebuilt) > steady {
 				log.Error("the member is started again, to rebuild itself", "error", err)
 				n.abort()
-				if n, err = startNode(c, log, fatal); err != nil {
+				if n, err = startUntilSignal(signals, c, log, fatal); n == nil {
 					cancel()
 					return err
 				}
@@ -135,6 +135,36 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 		}
 	}
 }
+
+// startUntilSignal is startNode. A start that waits for other members is given up soon after a signal, as if the process had
+// been killed; then both results are nil.
+func startUntilSignal(signals chan os.Signal, c *config.Config, log *slog.Logger, fatal func(error)) (*node, error) {
+	type started struct {
+		n   *node
+		err error
+	}
+	done := make(chan started, 1)
+	go func() { // ends with the start, or the process
+		n, err := startNode(c, log, fatal)
+		done <- started{n, err}
+	}()
+	select {
+	case r := <-done:
+		return r.n, r.err
+	case s := <-signals:
+		select {
+		case r := <-done:
+			signals <- s // there is room for two
+			return r.n, r.err
+		case <-time.After(startGrace):
+			log.Info(msgSignal, "signal", s.String(), "while", "starting")
+			return nil, nil
+		}
+	}
+}
+
+// startGrace is how long a start may go on after a signal, to be ended in good order.
+const startGrace = 2 * time.Second
 
 // steady is how long a member that was started again in place, to rebuild itself, must have run to be started so once more.
 // If that is needed again and again, the disk is bad, and whoever watches the process should see it end.

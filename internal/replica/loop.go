@@ -71,6 +71,16 @@ func (o *outstanding) idle() bool {
 }
 
 func (l *loop) run() {
+	defer func() {
+		switch p := recover().(type) {
+		case nil:
+		case lostEntries:
+			l.fail(p.err)
+			l.abandon()
+		default:
+			panic(p)
+		}
+	}()
 	ticker := time.NewTicker(l.c.Tick)
 	defer ticker.Stop()
 	l.planFirst()

@@ -120,12 +120,15 @@ func (s *storage) InitialState() (*raftpb.HardState, *raftpb.ConfState, error) {
 	return s.hs, s.confState, nil
 }
 
+// lostEntries is what the loop is ended with, from within raft, when the log cannot be read.
+type lostEntries struct{ err error }
+
 // Entries reads the log. An error of the disk cannot be answered in raft's terms; a member that cannot read its own log
 // stops.
 func (s *storage) Entries(lo, hi, maxSize uint64) ([]*raftpb.Entry, error) {
 	entries, err := s.l.c.Log.Entries(lo, hi, maxSize)
 	if err != nil && !errors.Is(err, raft.ErrCompacted) && !errors.Is(err, raft.ErrUnavailable) {
-		panic(fmt.Sprintf("replica: cannot read entries [%d, %d) of the log: %v", lo, hi, err))
+		panic(lostEntries{fmt.Errorf("replica: cannot read entries [%d, %d) of the log: %w", lo, hi, err)})
 	}
 	return entries, unwrap(err)
 }

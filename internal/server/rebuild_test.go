@@ -242,3 +242,38 @@ func (c *cluster) noted(i, members int) bool {
 	b, err := c.members[i].dir.KeptMembers()
 	return err == nil && strings.Count(string(b), "peer") >= members
 }
+
+// A leader that finds its log damaged when a member needs old entries of it gives up, to be rebuilt, and does not take the
+// process with it.
+func TestDamagedLogIsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.startAll()
+		c.members[2].Kill()
+		write(t, c.members[0], 0, 300)
+		c.stop(0)
+		c.stop(1)
+		c.start(0) // nothing of the log is in memory now
+		c.start(1)
+		put(t, c.members[0], "there is", "a leader")
+		bad := 0
+		if c.members[1].Leader() == c.members[1].identity.MemberID {
+			bad = 1
+		}
+		for _, path := range files(t, c.disks[bad], "data/log", ".log") {
+			for at := int64(4100); at < 30_000; at += 100 {
+				flip(t, c.disks[bad], path, at)
+			}
+		}
+		c.start(2)
+		err := <-c.members[bad].Failed()
+		if damage := (*raftlog.DamageError)(nil); !errors.As(err, &damage) || !errors.Is(err, ErrRebuild) {
+			t.Fatalf("it fails with %v", err)
+		}
+		_ = c.members[bad].Abort(t.Context())
+		hasAll(t, c.members[2], 300)
+		hasAll(t, c.start(bad), 300)
+		c.stopAll()
+	})
+}

@@ -124,3 +124,31 @@ func TestRebuild(t *testing.T) {
 		l.verify(t, m.name, c.client(m))
 	}
 }
+
+// TestRebuildAlone starts a member without its log and without the others: a signal ends its waiting, and left alone it says
+// what is lost and that nobody helped, and changes nothing, so that it comes back once the others run.
+func TestRebuildAlone(t *testing.T) {
+	c := startCluster(t, 3, "--heartbeat-interval", "50", "--election-timeout", "250")
+	if _, err := c.client().Put(context.Background(), "k", "v"); err != nil {
+		t.Fatal(err)
+	}
+	c.kill(c.members...)
+	m := c.members[0]
+	if err := os.RemoveAll(filepath.Join(m.dir, "log")); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	m.p.expect(10*time.Second, 0, "it is rebuilt from the other members")
+	if status := m.p.stop(20 * time.Second); status != 0 {
+		t.Errorf("status %d after a signal", status)
+	}
+	if !testing.Short() {
+		m.start()
+		m.p.expect(60*time.Second, 0, "trivet: ", "the log is gone", "cannot be rebuilt", "start a majority of the others")
+		if status := m.p.wait(10 * time.Second); status != 1 {
+			t.Errorf("status %d", status)
+		}
+	}
+	c.start(c.members...)
+	c.agree(20 * time.Second)
+}
