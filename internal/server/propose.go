@@ -19,8 +19,8 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	if c.Txn != nil && c.Txn.Depth() > command.MaxTxnDepth {
 		return command.Result{}, kv.ErrRequestTooLarge
 	}
-	if !m.hasRoom(c) {
-		return command.Result{}, kv.ErrNoSpace
+	if err := m.room(c); err != nil {
+		return command.Result{}, err
 	}
 	start := time.Now()
 	c.Time = start.UnixNano()
