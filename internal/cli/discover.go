@@ -83,9 +83,10 @@ func meet(ctx context.Context, c *config.Config, log *slog.Logger) (string, erro
 	cfg, err := clientv3.NewClientConfig(&clientv3.ConfigSpec{
 		Endpoints: d.Endpoints, DialTimeout: d.DialTimeout, RequestTimeout: d.RequestTimeout,
 		KeepAliveTime: d.KeepAliveTime, KeepAliveTimeout: d.KeepAliveTimeout,
+		MaxCallSendMsgSize: int(d.MaxSendBytes), MaxCallRecvMsgSize: int(d.MaxRecvBytes),
 		Secure: &clientv3.SecureConfig{
 			InsecureTransport: d.InsecureTransport, InsecureSkipVerify: d.InsecureSkipVerify,
-			Cert: d.CertFile, Key: d.KeyFile, Cacert: d.CAFile,
+			Cert: d.CertFile, Key: d.KeyFile, Cacert: d.CAFile, ServerName: d.ServerName,
 		},
 		Auth: discoveryUser(d),
 	}, zap.NewNop())
@@ -114,7 +115,7 @@ func discoveryUser(d config.Discovery) *clientv3.AuthConfig {
 	if before, after, ok := strings.Cut(name, ":"); ok && password == "" {
 		name, password = before, after
 	}
-	return &clientv3.AuthConfig{Username: name, Password: password}
+	return &clientv3.AuthConfig{Username: name, Password: password, Token: d.AuthToken}
 }
 
 func (r *registry) join(ctx context.Context, key, value string) (string, error) {

@@ -132,6 +132,7 @@ func (d *Driver) wake() {
 func (d *Driver) run() {
 	defer close(d.ended)
 	var began time.Time // when the first step of the compaction under way was made
+	worked := false     // it is one: at the start, and after Reset, there may be nothing to do
 	for {
 		select {
 		case <-d.nudge:
@@ -144,26 +145,27 @@ func (d *Driver) run() {
 				began = time.Now()
 			}
 			start := time.Now()
-			revision, deleted, done, err := d.makeStep()
+			step, err := d.makeStep()
 			took := time.Since(start)
+			worked = worked || step.deleted > 0 || step.awaited
 			switch {
 			case d.ctx.Err() != nil:
 				return
 			case err != nil:
 				d.o.Logger.Warn("a step of deleting compacted history failed; it will be tried again",
-					"revision", revision, "after", d.o.Retry, "error", err)
+					"revision", step.revision, "after", d.o.Retry, "error", err)
 				rest = d.o.Retry
 			default:
-				if d.o.OnStep != nil {
-					d.o.OnStep(deleted, took)
+				if worked && d.o.OnStep != nil {
+					d.o.OnStep(step.deleted, took)
 				}
 				rest = max(d.o.Rest, took)
 			}
-			if more = err != nil || !done; !more {
-				if d.o.OnDone != nil {
-					d.o.OnDone(revision, time.Since(began))
+			if more = err != nil || !step.done; !more {
+				if worked && d.o.OnDone != nil {
+					d.o.OnDone(step.revision, time.Since(began))
 				}
-				began = time.Time{}
+				began, worked = time.Time{}, false
 			}
 			select {
 			case <-time.After(rest):
@@ -174,31 +176,41 @@ func (d *Driver) run() {
 	}
 }
 
+// step is what came of one step.
+type step struct {
+	revision int64
+	deleted  int
+	done     bool // nothing is left for revision
+	awaited  bool // somebody was told so
+}
+
 // makeStep makes one step, and closes the channels of those whose rows are gone.
-func (d *Driver) makeStep() (revision int64, deleted int, done bool, err error) {
+func (d *Driver) makeStep() (s step, err error) {
 	ctx, cancel := context.WithCancel(d.ctx)
 	defer cancel()
 	d.mu.Lock()
 	store := d.store
-	revision = store.CompactRevision()
+	s.revision = store.CompactRevision()
 	d.step = cancel
 	d.mu.Unlock()
 
-	deleted, done, err = store.CompactStep(ctx, d.o.Limit)
+	s.deleted, s.done, err = store.CompactStep(ctx, d.o.Limit)
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil && ctx.Err() != nil {
 		err = nil // Reset has ended it; the next step is of the new store
-		done = false
+		s.done = false
 	}
 	d.step = nil
 	d.free.Broadcast()
-	if done && d.store == store {
-		d.gone = max(d.gone, revision)
+	if s.done && d.store == store {
+		d.gone = max(d.gone, s.revision)
+		before := len(d.waiters)
 		d.waiters = closeUpTo(d.waiters, d.gone)
+		s.awaited = len(d.waiters) < before
 	}
-	return revision, deleted, done, err
+	return s, err
 }
 
 // closeUpTo closes the channels of waiters up to a revision and returns the others.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -203,4 +204,25 @@ func TestRandom(t *testing.T) {
 			all.Wait()
 		})
 	}
+}
+
+// TestNothingToDo: a start where no compaction is under way is none; one that finds nothing to delete is.
+func TestNothingToDo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &fakeStore{compact: 7}
+		var ends []int64
+		steps := 0
+		d := Start(Options{Store: s, OnStep: func(int, time.Duration) { steps++ }, OnDone: func(rev int64, _ time.Duration) { ends = append(ends, rev) }})
+		defer d.Stop()
+		synctest.Wait()
+		if steps != 0 || ends != nil {
+			t.Errorf("%d steps of compactions told at the start, which ended at %v", steps, ends)
+		}
+		s.compactTo(9, 0)
+		<-d.Done(9)
+		synctest.Wait()
+		if steps != 1 || !slices.Equal(ends, []int64{9}) {
+			t.Errorf("%d steps of compactions told, which ended at %v", steps, ends)
+		}
+	})
 }

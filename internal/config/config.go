@@ -175,7 +175,11 @@ type Discovery struct {
 	CertFile           string
 	KeyFile            string
 	CAFile             string
+	ServerName         string // whom the service's certificate is for; empty: the endpoint's host
 	User, Password     string // secret
+	AuthToken          string // secret; instead of a user
+	MaxSendBytes       int64  // of one request; 0: the client's default
+	MaxRecvBytes       int64  // of one answer; 0: the client's default
 }
 
 // InitialMember is one member that founds the cluster.

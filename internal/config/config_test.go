@@ -266,9 +266,53 @@ func TestAutoCompaction(t *testing.T) {
 	}
 }
 
+// Each setting without meaning is noted, once and with its reason, wherever it is given, and its value is not lost.
 func TestMeaninglessIsNoted(t *testing.T) {
-	c := mustLoad(t, []string{"--snapshot-count=5000", "--backend-batch-limit=1", "--vv", "--pre-vote=false"}, nil, "")
-	if len(c.Notes) != 4 {
+	other := map[Kind]string{Bool: "true", Duration: "7s", Int: "7", Int64: "7", Uint: "7", Uint64: "7", String: "other", Ignored: "x"}
+	own := map[string]string{"discovery-fallback": "", "v2-deprecation": "gone", "metrics": "extensive", "logger": "", "backend-bbolt-freelist-type": "array"}
+	seen := 0
+	for _, f := range Flags() {
+		if f.Support != Meaningless {
+			continue
+		}
+		value, isOwn := own[f.Name]
+		if !isOwn {
+			value = other[f.Kind]
+		}
+		if f.Kind == Bool && f.Default == "true" {
+			value = "false"
+		}
+		if value == "" {
+			continue // there is no other value: TestBadInput
+		}
+		seen++
+		for _, given := range []*Config{
+			mustLoad(t, []string{"--" + f.Name + "=" + value}, nil, ""),
+			mustLoad(t, nil, []string{envName(f.Name) + "=" + value}, ""),
+		} {
+			noted := 0
+			for _, n := range given.Notes {
+				if strings.Contains(n.Message, "no meaning") && strings.Contains(fmt.Sprint(n.Args), f.Why) && strings.Contains(fmt.Sprint(n.Args), value) {
+					noted++
+				}
+			}
+			if noted != 1 || given.Given[f.Name] == "" {
+				t.Errorf("--%s=%s: noted %d times: %s", f.Name, value, noted, notes(given))
+			}
+		}
+		if f.File == "-" {
+			continue
+		}
+		if got := notes(mustLoad(t, []string{"--config-file=conf.yml"}, nil, f.Name+": "+value+"\n")); strings.Count(got, "no meaning") != 1 {
+			t.Errorf("%s: %s in the file: %s", f.Name, value, got)
+		}
+	}
+	if seen < 20 {
+		t.Errorf("only %d settings without meaning", seen)
+	}
+	// As in etcd a flag that is only ignored needs no value.
+	c := mustLoad(t, []string{"--vv"}, nil, "")
+	if len(c.Notes) != 1 {
 		t.Errorf("%d notes: %s", len(c.Notes), notes(c))
 	}
 	c = mustLoad(t, []string{"--discovery-password=hunter2"}, []string{"ETCD_DISCOVERY_USER=joe:hunter2"}, "")

@@ -12,6 +12,22 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
+// fileOnly are keys of the configuration file that etcd reads and has no flag for.
+var fileOnly = []Flag{
+	{Name: ctsec + "allowed-cn", Kind: List, Help: "Common names that client certificates may carry.",
+		bind: func(c *Config) any { return &c.ClientTLS.AllowedCNs }},
+	{Name: ctsec + "skip-client-san-verification", Kind: Bool, Default: "false", Help: "Do not check the names in client certificates on --listen-metrics-urls.",
+		bind: func(c *Config) any { return &c.ClientTLS.SkipClientSANVerification }},
+	{Name: dconf + "client.max-request-bytes", Kind: Int64, Default: "0", Help: "Longest request to the discovery service; 0: 2 MiB.",
+		bind: func(c *Config) any { return &c.Discovery.MaxSendBytes }},
+	{Name: dconf + "client.max-recv-bytes", Kind: Int64, Default: "0", Help: "Longest answer of the discovery service; 0: 2 GiB.",
+		bind: func(c *Config) any { return &c.Discovery.MaxRecvBytes }},
+	{Name: dconf + "client.secure.server-name", Kind: String, Help: "Name that the discovery service's certificate is for, if not its host.",
+		bind: func(c *Config) any { return &c.Discovery.ServerName }},
+	{Name: dconf + "client.auth.token", Kind: String, Help: "Token for the discovery service, instead of a user.", secret: true,
+		bind: func(c *Config) any { return &c.Discovery.AuthToken }},
+}
+
 // readFile reads the settings of a configuration file. As in etcd, a key that is not known is not an error: files written
 // for older versions must go on working. It is noted.
 func (c *Config) readFile(name string, read func(string) ([]byte, error)) (map[string]setting, error) {

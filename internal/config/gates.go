@@ -80,7 +80,7 @@ func gatesWhy() string {
 			parts = append(parts, strings.Join(p.names, ", ")+" "+p.what)
 		}
 	}
-	return strings.Join(parts, "; ")
+	return strings.Join(parts, "; ") + "; AllAlpha and AllBeta stand for all of a stage"
 }
 
 // setGates reads NAME=true,NAME=false as etcd does: the last of a name wins, a group reaches those not named themselves.

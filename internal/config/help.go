@@ -56,6 +56,10 @@ func WriteTable(w io.Writer) {
 		fmt.Fprintf(w, "| `--%s` | %s | %s | `%s` | %s | %s | %s |\n",
 			f.Name, f.Kind, code(f.Default), envName(f.Name), code(strings.TrimPrefix(f.fileKey(), noKey)), f.Support, what)
 	}
+	fmt.Fprint(w, "\n## Keys of the file that no flag sets\n\n| in the file | type | default | here | what it does |\n|---|---|---|---|---|\n")
+	for _, f := range fileOnly {
+		fmt.Fprintf(w, "| `%s` | %s | %s | %s | %s |\n", f.Name, f.Kind, code(f.Default), f.Support, f.Help)
+	}
 	fmt.Fprintln(w)
 }
 

@@ -9,13 +9,6 @@ import (
 	"strings"
 )
 
-// fileOnly are keys of the configuration file that etcd reads and has no flag for.
-var fileOnly = []Flag{
-	{Name: ctsec + "allowed-cn", Kind: List, bind: func(c *Config) any { return &c.ClientTLS.AllowedCNs }},
-	{Name: ctsec + "skip-client-san-verification", Kind: Bool, Default: "false",
-		bind: func(c *Config) any { return &c.ClientTLS.SkipClientSANVerification }},
-}
-
 // tlsVersions are etcd's names. Empty is the default of either end.
 var tlsVersions = map[string]uint16{"": 0, "TLS1.2": tls.VersionTLS12, "TLS1.3": tls.VersionTLS13}
 

@@ -40,16 +40,36 @@ func (s *Services) AuthDisable(ctx context.Context, _ *pb.AuthDisableRequest) (*
 }
 
 // current makes sure that what is read of users and roles is not stale, and tells who asks. As in etcd, where such
-// questions go through the log, a wrong token is refused and no token is not.
+// questions go through the log, a wrong token is refused and no token is not. It is counted as a request of kind.
 func (s *Services) current(ctx context.Context, kind string) (auth.Who, error) {
-	who, _, err := s.identify(ctx, true)
-	if err != nil {
-		return who, toStatus(err)
-	}
 	begin := time.Now()
-	err = s.b.ReadBarrier(ctx)
-	s.took(kind, err, begin)
+	who, waited, err := s.catchUp(ctx)
+	if waited {
+		s.took(kind, err, begin)
+	}
 	return who, toStatus(err)
+}
+
+// catchUp tells who asks, waits until what this member knows of users and roles is not stale, and whether it waited.
+func (s *Services) catchUp(ctx context.Context) (who auth.Who, waited bool, err error) {
+	if who, _, err = s.identify(ctx, true); err != nil {
+		return who, false, err
+	}
+	return who, true, s.b.ReadBarrier(ctx)
+}
+
+// beforeChange refuses who may not change users and roles. It counts nothing but a wait that failed, because a command of
+// that kind follows, which is counted.
+func (s *Services) beforeChange(ctx context.Context, kind string) error {
+	begin := time.Now()
+	who, waited, err := s.catchUp(ctx)
+	if err != nil {
+		if waited {
+			s.took(kind, err, begin)
+		}
+		return toStatus(err)
+	}
+	return toStatus(s.b.Auth().Published().Admin(who))
 }
 
 // AuthStatus answers Auth.AuthStatus. Everybody may ask.
@@ -153,7 +173,7 @@ func (s *Services) UserAdd(ctx context.Context, r *pb.AuthUserAddRequest) (*pb.A
 }
 
 func (s *Services) hash(ctx context.Context, kind, password string) ([]byte, error) {
-	if err := s.currentAdmin(ctx, kind); err != nil {
+	if err := s.beforeChange(ctx, kind); err != nil {
 		return nil, err
 	}
 	h, err := s.o.Passwords.Hash(ctx, password)

@@ -117,6 +117,7 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 		left = math.MaxInt64
 	}
 	var sent, headRevision int64
+	s.m.Ranges.Inc()
 	for {
 		var last []byte
 		b := s.newRangeBuilder(ctx, &o)
@@ -129,7 +130,7 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 			headRevision = s.b.Store().Revision()
 			o.Revision = headRevision
 		}
-		n, size := int64(0), 0
+		n, size, scanning := int64(0), 0, time.Now()
 		res, err := s.b.Store().Scan(ctx, o, func(row mvcc.Row) error {
 			if size >= streamChunkBytes {
 				return errChunkFull
@@ -139,6 +140,7 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 			return b.add(row)
 		})
 		full := errors.Is(err, errChunkFull)
+		s.m.RangeTook(err == nil || full, time.Since(scanning))
 		if err == nil || full {
 			if refused := may.still(ctx); refused != nil {
 				err, full = refused, false

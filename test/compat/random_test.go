@@ -19,11 +19,14 @@ type driver struct {
 	named     int   // leases whose id the servers chose
 	streams   []*randomStream
 	opened    int
+	guarded   bool // streams have users
+	dead      int  // the member that is killed; memberCount: none
 }
 
 // randomStream is what the driver knows of a watch stream.
 type randomStream struct {
 	name   string
+	user   string
 	member int
 	future bool // its watchers begin now or later; those of the others, now or earlier
 	lost   bool // a watcher began before what is compacted: etcd gives no more progress, so it is closed soon
@@ -31,7 +34,7 @@ type randomStream struct {
 }
 
 func newDriver(p *pair, seed, episode uint64) *driver {
-	return &driver{Rand: rand.New(rand.NewPCG(seed, episode)), pair: p, compacted: 1}
+	return &driver{Rand: rand.New(rand.NewPCG(seed, episode)), pair: p, compacted: 1, dead: memberCount}
 }
 
 // now is the newest revision, as scripts count.
@@ -41,7 +44,14 @@ func (d *driver) coin() bool { return d.IntN(2) == 0 }
 
 func (d *driver) oneIn(n int) bool { return d.IntN(n) == 0 }
 
-func (d *driver) member() int { return d.IntN(memberCount) }
+// member is one that lives.
+func (d *driver) member() int {
+	for {
+		if m := d.IntN(memberCount); m != d.dead {
+			return m
+		}
+	}
+}
 
 // alphabet is small, so that calls meet each other's keys.
 var alphabet = []string{
@@ -328,6 +338,9 @@ func (d *driver) watch() []op {
 	if len(d.streams) < 3 || len(d.streams) < 8 && d.oneIn(4) {
 		d.opened++
 		s := &randomStream{name: fmt.Sprintf("s%d", d.opened), member: d.member(), future: d.oneIn(4)}
+		if d.guarded {
+			s.user = d.somebody()
+		}
 		d.streams = append(d.streams, s)
 		return d.watchOn(s)
 	}
@@ -342,7 +355,7 @@ func (d *driver) watch() []op {
 
 func (d *driver) watchOn(s *randomStream) []op {
 	send := func(r *pb.WatchRequest) []op {
-		return []op{{verb: "watch", method: "Watch.Watch", stream: s.name, member: s.member, req: r}}
+		return []op{{verb: "watch", method: "Watch.Watch", stream: s.name, member: s.member, user: s.user, req: r}}
 	}
 	if len(s.ids) > 0 && d.oneIn(5) {
 		id := s.ids[d.IntN(len(s.ids))]

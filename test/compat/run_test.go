@@ -161,6 +161,8 @@ func (p *pair) do(ops []op) error {
 			}
 			return nil
 		})
+	case "kill", "start":
+		return p.killOrStart(first)
 	case "watch":
 		if first.req.(*pb.WatchRequest).GetCancelRequest() != nil {
 			if err := p.settle(); err != nil {

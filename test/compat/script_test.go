@@ -16,15 +16,17 @@ import (
 
 // op is one line of a script.
 type op struct {
-	verb   string        // "call", "watch", "close" or "settle"
+	verb   string        // "call", "watch", "close", "settle", "kill" or "start"
 	member int           // who is asked, from 0
 	method string        // of call: "KV.Range"
 	stream string        // of watch and close: a name, alone in the script
 	req    proto.Message // of call and watch
-	user   string        // of call: in whose name, by the token that Authenticate gave last
+	user   string        // of call, and of the first watch on a stream: in whose name, by the token that Authenticate gave last
 	fails  bool          // of call: an error is wanted
 	either bool          // of call: nothing is said about that
 }
+
+var memberWord = regexp.MustCompile(`^m[1-9]$`)
 
 // parseOp reads one line:
 //
@@ -34,6 +36,8 @@ type op struct {
 //	m1 as alice KV.Put key:"a"             with the token that Auth.Authenticate gave to alice last; "nonsense" has a wrong one
 //	m2 watch s create_request:{key:"a"}    sends on the watch stream s, which the first such line opens
 //	close s                                ends the stream
+//	kill m2                                kill -9 of the second member, of which the streams are closed before
+//	start m2                               starts it again
 //	settle                                 waits until every watcher has what it is to get, and compares
 func parseOp(line string) (op, error) {
 	o := op{}
@@ -51,8 +55,11 @@ func parseOp(line string) (op, error) {
 	case word == "close":
 		o.verb, o.stream = "close", strings.TrimSpace(rest)
 		return o, nil
-	case !regexp.MustCompile(`^m[1-9]$`).MatchString(word):
-		return o, fmt.Errorf("%q: begins with none of m1, m2, m3, close, settle", line)
+	case (word == "kill" || word == "start") && memberWord.MatchString(rest):
+		o.verb, o.member = word, int(rest[1]-'1')
+		return o, nil
+	case !memberWord.MatchString(word):
+		return o, fmt.Errorf("%q: begins with none of m1, m2, m3, close, settle, kill, start", line)
 	}
 	o.member = int(word[1] - '1')
 	word, rest, _ = strings.Cut(rest, " ")
@@ -83,6 +90,8 @@ func (o op) String() string {
 		return "settle"
 	case "close":
 		return "close " + o.stream
+	case "kill", "start":
+		return fmt.Sprintf("%s m%d", o.verb, o.member+1)
 	}
 	who := ""
 	if o.user != "" {
@@ -90,7 +99,7 @@ func (o op) String() string {
 	}
 	s := fmt.Sprintf("m%d %s%s %s", o.member+1, who, o.method, oneLine(o.req))
 	if o.verb == "watch" {
-		s = fmt.Sprintf("m%d watch %s %s", o.member+1, o.stream, oneLine(o.req))
+		s = fmt.Sprintf("m%d %swatch %s %s", o.member+1, who, o.stream, oneLine(o.req))
 	}
 	if o.fails {
 		s = "! " + s

@@ -44,6 +44,7 @@ type target struct {
 	since   time.Time // of the last start
 	cluster *cluster.Cluster
 	conns   []*grpc.ClientConn
+	dead    [memberCount]bool // killed by the script
 
 	// Of the script that runs.
 	names
@@ -66,7 +67,7 @@ func (t *target) start() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.name, err)
 	}
-	t.cluster, t.conns, t.since = c, nil, time.Now()
+	t.cluster, t.conns, t.since, t.dead = c, nil, time.Now(), [memberCount]bool{}
 	t.tokens = make(map[string]string)
 	t.names = names{members: make(map[uint64]uint64)}
 	for i, m := range c.Members {
@@ -118,7 +119,10 @@ func (t *target) crashed() error {
 	if t.cluster == nil {
 		return nil
 	}
-	for _, m := range t.cluster.Members {
+	for i, m := range t.cluster.Members {
+		if t.dead[i] {
+			continue
+		}
 		select {
 		case <-m.Exited():
 			log, err := os.ReadFile(filepath.Join(t.dir, fmt.Sprintf("%s-%d", t.name, t.starts), m.Name+".log"))
@@ -147,6 +151,11 @@ func (t *target) closeStreams() {
 // the script will call 1.
 func (t *target) reset() error {
 	t.closeStreams()
+	for i := range t.dead {
+		if err := t.revive(i); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	kvc, leases := pb.NewKVClient(t.conns[0]), pb.NewLeaseClient(t.conns[0])
@@ -183,12 +192,16 @@ func (t *target) reset() error {
 	if err := t.catchUp(ctx); err != nil {
 		return err
 	}
-	t.witness, err = openWatch(t, 0)
-	if err != nil {
+	return t.openWitness(0, "", base)
+}
+
+// openWitness has a member tell everything from a revision on, in the name of a user who may see it.
+func (t *target) openWitness(member int, user string, from int64) (err error) {
+	if t.witness, err = openWatch(t, member, user); err != nil {
 		return err
 	}
 	t.witness.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: base, PrevKv: true,
+		Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: from, PrevKv: true,
 	}}})
 	return t.witness.answered()
 }
@@ -205,8 +218,12 @@ func (t *target) catchUp(ctx context.Context) error {
 	if !t.behind {
 		return nil
 	}
-	errs := make(chan error, len(t.conns))
-	for _, c := range t.conns {
+	errs, asked := make(chan error, len(t.conns)), 0
+	for i, c := range t.conns {
+		if t.dead[i] {
+			continue
+		}
+		asked++
 		go func() {
 			_, err := pb.NewKVClient(c).Range(ctx, &pb.RangeRequest{Key: []byte("barrier"), CountOnly: true})
 			if c := status.Code(err); c == codes.InvalidArgument || c == codes.PermissionDenied {
@@ -216,7 +233,7 @@ func (t *target) catchUp(ctx context.Context) error {
 		}()
 	}
 	var all []error
-	for range t.conns {
+	for range asked {
 		all = append(all, <-errs)
 	}
 	err := errors.Join(all...)
@@ -244,7 +261,8 @@ func (t *target) call(o op) outcome {
 	for _, a := range out.answers {
 		if r, ok := a.(*pb.AuthenticateResponse); ok {
 			t.tokens[o.req.(*pb.AuthenticateRequest).Name] = r.Token
-			r.Token = strings.Map(func(rune) rune { return 'x' }, r.Token[:strings.IndexByte(r.Token, '.')]) // how long its part by chance is
+			// How long its part by chance is; of a signed one, the part that says how it is signed.
+			r.Token = strings.Map(func(rune) rune { return 'x' }, r.Token[:strings.IndexByte(r.Token, '.')])
 		}
 		if err := t.answer(o.member, req, a); err != nil {
 			out.odd = errors.Join(out.odd, fmt.Errorf("%s: %w", t.name, err))

@@ -44,8 +44,8 @@ type watcher struct {
 	ended   *pb.WatchResponse
 }
 
-func openWatch(t *target, member int) (*watchStream, error) {
-	ctx, cancel := context.WithCancel(context.Background())
+func openWatch(t *target, member int, user string) (*watchStream, error) {
+	ctx, cancel := context.WithCancel(t.named(context.Background(), user))
 	s, err := pb.NewWatchClient(t.conns[member]).Watch(ctx)
 	if err != nil {
 		cancel()
@@ -362,7 +362,7 @@ func (t *target) watch(o op) error {
 	w := t.streams[o.stream]
 	if w == nil {
 		var err error
-		if w, err = openWatch(t, o.member); err != nil {
+		if w, err = openWatch(t, o.member, o.user); err != nil {
 			return err
 		}
 		t.streams[o.stream] = w
