@@ -249,6 +249,12 @@ var ErrRemoved = errors.New("the member has been permanently removed from the cl
 // removalDelay leaves time for answers, and for the others to hear of the removal from this member if it leads.
 const removalDelay = time.Second
 
+// Counted are the members that raft counts with, which must be those of the table. It is for simulation.
+func (m *Member) Counted() (voters, learners []uint64) {
+	s := m.replica.Status()
+	return slices.Clone(s.Voters), slices.Clone(s.Learners)
+}
+
 // membersChanged runs on the apply goroutine after the members changed: it makes the network as the table says.
 func (m *Member) membersChanged() {
 	members := m.machine.state.Load().Members

@@ -1,10 +1,13 @@
 package sim
 
 import (
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/rpc"
 )
 
 // A store as it might have been: two lives of a, one of b, two keys changed in one revision.
@@ -209,5 +212,43 @@ func TestResolve(t *testing.T) {
 	later := &Op{Kind: Get, Key: "a", Call: 15, Return: 16, Known: true, Revision: 6} // the key is not gone
 	if err := Check(append(ops, later), l, time.Minute); err == nil || !strings.Contains(err.Error(), "linearizable:") {
 		t.Fatalf("found %v", err)
+	}
+}
+
+// What members say of one another is held against who runs and what was acknowledged.
+func TestCheckMembers(t *testing.T) {
+	of := func(ids ...uint64) (v view) {
+		for _, id := range ids {
+			v.members = append(v.members, rpc.Member{ID: id, Name: fmt.Sprint(id)})
+		}
+		v.voters = ids
+		return v
+	}
+	learner := of(1, 2)
+	learner.members[1].Learner, learner.voters, learner.learners = true, []uint64{1}, []uint64{2}
+	counts := of(1, 2)
+	counts.voters = []uint64{2, 1, 3}
+	elsewhere := of(1, 2)
+	elsewhere.members[0].PeerURLs = []string{"http://elsewhere:1"}
+	for _, c := range []struct {
+		what    string
+		running []uint64
+		all     []view
+		changes changes
+		want    string
+	}{
+		{what: "as it should be", running: []uint64{3, 1}, all: []view{of(1, 3), of(3, 1)}, changes: changes{removed: map[uint64]bool{2: true}, promoted: map[uint64]bool{3: true}}},
+		{what: "a learner", running: []uint64{2, 1}, all: []view{learner, learner}},
+		{what: "a zombie", running: []uint64{1, 2}, all: []view{of(1), of(1)}, want: "the members are [1] for one of them, and [1 2] run"},
+		{what: "a member that nobody runs", running: []uint64{1}, all: []view{of(1, 2)}, want: "[1 2] for one of them"},
+		{what: "back from removal", running: []uint64{1, 2}, all: []view{of(1, 2), of(1, 2)}, changes: changes{removed: map[uint64]bool{2: true}}, want: "2 was removed, and is there again"},
+		{what: "a vote taken back", running: []uint64{1, 2}, all: []view{learner, learner}, changes: changes{promoted: map[uint64]bool{2: true}}, want: "2 was given a vote, and is a learner again"},
+		{what: "two tables", running: []uint64{1, 2}, all: []view{of(1, 2), elsewhere}, want: "two members differ"},
+		{what: "a removed member still counts for a quorum", running: []uint64{1, 2}, all: []view{of(1, 2), counts}, want: "raft counts with [2 1 3]"},
+	} {
+		err := checkMembers(c.running, c.all, c.changes)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.what, err)
+		}
 	}
 }

@@ -15,9 +15,12 @@
 //   - a watcher that misses, repeats or reorders, is told a progress that is none, or loses its stream without a reason;
 //   - a lease that ends before the time its holder was promised, or that never ends;
 //   - members that disagree, that do not come back after a crash, or that go on with a disk that failed;
+//   - a member that goes on after it was removed or comes back from it, a vote that was given and is gone, and members that
+//     disagree on who they are, in their tables or in raft;
 //   - a cluster that does not recover within a minute after the last fault.
 //
-// TestPlantedBug makes sure of the first and the fourth: logs whose syncs come late must be found out.
+// TestPlantedBug makes sure of the first and the fourth: logs whose syncs come late must be found out. TestZombiesAreFound
+// makes sure of members that nobody tells of their removal.
 //
 // A seed does not fix the interleaving of goroutines, only faults and requests; see the notes at Run. The checkers are
 // tested by themselves, with spoilt histories, in check_test.go.

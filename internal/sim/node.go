@@ -26,8 +26,13 @@ type node struct {
 	// whoever waits for it.
 	life  atomic.Pointer[life] // nil while the node is down
 	lives int
+	id    uint64 // of the member in the last life
+	in    bool   // it is one of the cluster, as far as Run knows; it runs then, but for moments
 
+	wiped []*Disk        // that it had before
 	ended sync.WaitGroup // lives that are being buried
+
+	untold bool // the planted bug Zombies
 }
 
 // life is one process of a node, from its start to its end.
@@ -54,8 +59,12 @@ func (n *node) start() error {
 	o.Origin = uint64(n.lives)<<8 | uint64(len(n.name)) + uint64(n.name[len(n.name)-1])
 	o.Logger = n.options.Logger.With("member", n.name, "life", n.lives)
 	o.Transport = func(c server.TransportConfig) (server.Transport, error) {
-		l.id = c.MemberID
-		return n.network.Join(transport.EndpointConfig{ID: c.MemberID, FS: c.FS, Incoming: c.Incoming})
+		l.id, n.id = c.MemberID, c.MemberID
+		e, err := n.network.Join(transport.EndpointConfig{ID: c.MemberID, FS: c.FS, Incoming: c.Incoming})
+		if n.untold {
+			return silent{e}, err
+		}
+		return e, err
 	}
 	m, err := server.Start(o)
 	if err != nil {
@@ -121,5 +130,11 @@ func (n *node) failed() error {
 		return nil
 	}
 }
+
+// silent is a network on which nobody is told that it was removed.
+type silent struct{ server.Transport }
+
+// RemovePeer does nothing.
+func (silent) RemovePeer(uint64) {}
 
 var discard = slog.New(slog.DiscardHandler)

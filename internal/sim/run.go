@@ -23,6 +23,7 @@ import (
 type Options struct {
 	Seed     uint64
 	Members  int           // default 3
+	Spares   int           // nodes that are no members at first and may join; default 2, negative: none
 	Clients  int           // default 5
 	Keys     int           // default 4
 	Duration time.Duration // of faults and requests, in fake time; default 20 s
@@ -37,6 +38,8 @@ type Options struct {
 	// acknowledged, or with state that is ahead of the log, make raft panic, as it should, and a segment whose beginning
 	// is lost is refused at the start, before any client can be disappointed.
 	SyncsLate time.Duration
+	// Zombies plants a bug: members do not tell others that they were removed. The run must fail then.
+	Zombies bool
 	// MemTableBytes is how much a member applies before it makes its state durable; default 64 KiB.
 	MemTableBytes int64
 	// LogSegmentBytes is the length of a segment of the raft log; default 64 KiB.
@@ -64,6 +67,7 @@ func (o *Options) setDefaults() {
 		}
 	}
 	def(&o.Members, 3)
+	def(&o.Spares, 2)
 	def(&o.Clients, 5)
 	def(&o.Keys, 4)
 	def(&o.ValueBytes, 64)
@@ -122,8 +126,9 @@ type run struct {
 	began   time.Time
 	network *transport.Network
 	history *History
-	nodes   []*node
+	nodes   []*node // members and spares
 	keys    []string
+	changes changes
 
 	watchers []*watcher
 	clients  []*client
@@ -152,7 +157,7 @@ func Run(o Options) (*Outcome, error) {
 	r := newRun(o)
 	defer r.network.Close()
 	defer r.bury()
-	for _, n := range r.nodes {
+	for _, n := range r.members() {
 		if err := n.start(); err != nil {
 			return &Outcome{Report: r.report}, err
 		}
@@ -192,24 +197,8 @@ func newRun(o Options) *run {
 	if o.SyncsLate == 0 {
 		disk.Slow = append(disk.Slow, "/STATE") // so that putting a received checkpoint in place takes time too
 	}
-	var founders []server.Founder
-	for i := range o.Members {
-		founders = append(founders, server.Founder{Name: fmt.Sprintf("m%d", i+1), PeerURLs: []string{fmt.Sprintf("http://m%d:2380", i+1)}})
-	}
-	for i, f := range founders {
-		options := server.Options{
-			DataDir: "/data", Name: f.Name, PeerURLs: f.PeerURLs, ClientURLs: []string{fmt.Sprintf("http://%s:2379", f.Name)},
-			Founders: founders, Token: "sim", Logger: o.Logger,
-			Tick: 20 * time.Millisecond, ElectionTicks: 10,
-			// Little of everything, so that logs are cut, tables flushed and checkpoints sent within seconds.
-			CatchupEntries: 100, MemTableBytes: o.MemTableBytes, CacheBytes: 1 << 20, LogSegmentBytes: o.LogSegmentBytes,
-		}
-		options.Observer.Replica.Installed = func(uint64, time.Duration) { r.checkpoints.Add(1) }
-		r.nodes = append(r.nodes, &node{
-			name: f.Name, network: r.network, history: r.history, options: options,
-			disk: NewDisk(o.Seed<<8|uint64(i), disk),
-		})
-	}
+	r.changes = changes{asked: map[uint64]bool{}, removed: map[uint64]bool{}, promoted: map[uint64]bool{}}
+	r.addNodes(disk)
 	for i := range o.Keys {
 		r.keys = append(r.keys, fmt.Sprintf("k%d", i))
 	}
@@ -230,6 +219,33 @@ func newRun(o Options) *run {
 	return r
 }
 
+// addNodes makes the founders, and the spares, which join later if at all.
+func (r *run) addNodes(disk DiskOptions) {
+	o := &r.o
+	var founders []server.Founder
+	for i := range o.Members + max(0, o.Spares) {
+		founders = append(founders, server.Founder{Name: fmt.Sprintf("m%d", i+1), PeerURLs: []string{fmt.Sprintf("http://m%d:2380", i+1)}})
+	}
+	for i, f := range founders {
+		options := server.Options{
+			DataDir: "/data", Name: f.Name, PeerURLs: f.PeerURLs, ClientURLs: []string{fmt.Sprintf("http://%s:2379", f.Name)},
+			Founders: founders[:o.Members], Token: "sim", Logger: o.Logger, MaxLearners: uint64(len(founders)), StrictReconfig: o.Seed%2 == 0,
+			Tick: 20 * time.Millisecond, ElectionTicks: 10,
+			// Little of everything, so that logs are cut, tables flushed and checkpoints sent within seconds.
+			CatchupEntries: 100, MemTableBytes: o.MemTableBytes, CacheBytes: 1 << 20, LogSegmentBytes: o.LogSegmentBytes,
+		}
+		options.Observer.Replica.Installed = func(uint64, time.Duration) { r.checkpoints.Add(1) }
+		n := &node{
+			name: f.Name, network: r.network, history: r.history, options: options, in: i < o.Members, untold: o.Zombies,
+			disk: NewDisk(o.Seed<<8|uint64(i), disk),
+		}
+		if !n.in {
+			r.newcomer(n, false)
+		}
+		r.nodes = append(r.nodes, n)
+	}
+}
+
 // bury waits until all lives have ended.
 func (r *run) bury() {
 	for _, n := range r.nodes {
@@ -237,7 +253,9 @@ func (r *run) bury() {
 	}
 	for _, n := range r.nodes {
 		n.ended.Wait()
-		n.disk.Wait()
+		for _, d := range append(n.wiped, n.disk) {
+			d.Wait()
+		}
 	}
 }
 
@@ -273,7 +291,7 @@ func (r *run) lateWatchers(l *Log) []error {
 	defer running.Wait()
 	defer cancel()
 	var late []*watcher
-	for i, n := range r.nodes {
+	for i, n := range r.members() {
 		w := &watcher{run: r, rng: rand.New(rand.NewPCG(r.o.Seed, 400+uint64(i)))}
 		w.saw = Watched{Name: "of " + n.name + " at the end", From: max(1, n.current().member.Store().CompactRevision())}
 		late = append(late, w)
@@ -299,13 +317,13 @@ func (r *run) count(ops []*Op, last int64) {
 	}
 }
 
-// settle brings every member back and waits until all hold the same: revision, compact revision and hash.
+// settle brings every member back and waits until all hold the same: revision, compact revision and hash, and who they are.
 func (r *run) settle() (revision int64, err error) {
 	r.network.Heal()
 	r.network.SetOptions(transport.NetworkOptions{MaxDelay: time.Millisecond})
-	for _, n := range r.nodes {
+	for _, n := range r.members() {
 		if n.current() == nil {
-			if err := n.start(); err != nil {
+			if err := r.up(n); err != nil {
 				return 0, err
 			}
 		}
@@ -314,9 +332,17 @@ func (r *run) settle() (revision int64, err error) {
 	time.Sleep(15 * time.Second)
 	state := ""
 	for deadline := time.Now().Add(recovery); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if err := r.look(); err != nil {
+			return 0, err
+		}
 		var same bool
-		if revision, same, state = r.hashes(); same {
+		revision, same, state = r.hashes()
+		who := r.whoIsIn()
+		if same && who == nil {
 			return revision, nil
+		}
+		if who != nil {
+			state += who.Error()
 		}
 	}
 	return 0, fmt.Errorf("agreement: the members do not agree %v after the last fault: %s", recovery, state)
@@ -330,10 +356,7 @@ func (r *run) hashes() (revision int64, same bool, state string) {
 	}
 	var first answer
 	same = true
-	for i, n := range r.nodes {
-		if err := n.failed(); err != nil {
-			return 0, false, err.Error()
-		}
+	for i, n := range r.members() {
 		l := n.current()
 		ctx, cancel := context.WithTimeout(l.ctx, 5*time.Second)
 		err := l.member.ReadBarrier(ctx)
@@ -360,7 +383,7 @@ func (r *run) hashes() (revision int64, same bool, state string) {
 // finalReads asks each member for every key, so that porcupine sees how it ended.
 func (r *run) finalReads() {
 	c := &client{run: r, id: r.o.Clients + len(r.tenants), rng: rand.New(rand.NewPCG(r.o.Seed, 300)), seen: map[string]int64{}}
-	for _, n := range r.nodes {
+	for _, n := range r.members() {
 		for _, key := range r.keys {
 			c.send(n.current(), Op{Client: c.id, Kind: Get, Key: key})
 		}
@@ -372,7 +395,7 @@ func (r *run) finalReads() {
 // compacted there is taken from the first watcher that has seen all of it; if another watcher saw it differently, the
 // check of what that one saw will tell.
 func (r *run) truth(last int64) (*Log, error) {
-	store := r.nodes[0].current().member.Store()
+	store := r.members()[0].current().member.Store()
 	compacted := store.CompactRevision()
 	events, err := r.compacted(compacted)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 var (
 	seeds   = flag.Int("seeds", 0, "how many seeds TestSoak runs")
 	seed    = flag.Uint64("seed", 0, "run this seed alone, in TestSoak, with the members' logs on stderr if -v is given")
+	faults  = flag.String("faults", "", "the only faults of TestSoak, with commas between them; \"members\": those of TestMembersChange")
 	soakFor = flag.Duration("soak-duration", 60*time.Second, "fake time that each seed of TestSoak runs for")
 )
 
@@ -63,6 +64,36 @@ func TestOneMember(t *testing.T) {
 	}
 }
 
+// changing are the faults of runs that are about who the members are.
+var changing = []string{"join", "promote", "remove", "wipe", "crash one", "compact"}
+
+// TestMembersChange runs clusters whose members come and go all the time.
+func TestMembersChange(t *testing.T) {
+	n := 4
+	if testing.Short() {
+		n = 2
+	}
+	for seed := range uint64(n) {
+		report, err := simulate(t, Options{Seed: seed, Faults: changing})
+		t.Logf("seed %d: %v", seed, report)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+// TestZombiesAreFound makes sure that members which go on after their removal, because nobody tells them, are found out.
+func TestZombiesAreFound(t *testing.T) {
+	for seed := range uint64(2 * plantedSeeds) {
+		report, err := simulate(t, Options{Seed: seed, Faults: changing, Zombies: true})
+		t.Logf("seed %d (%v) finds: %.300v", seed, report, err)
+		if err != nil && strings.Contains(err.Error(), "membership: ") {
+			return
+		}
+	}
+	t.Fatalf("members that are not told of their removal ran %d seeds, and nothing was found", 2*plantedSeeds)
+}
+
 // plantedSeeds is how many seeds may pass before the planted bug is found.
 const plantedSeeds = 5
 
@@ -102,9 +133,16 @@ func TestSameFaultsWithoutTheBug(t *testing.T) {
 // TestSoak runs as many seeds as asked for, longer ones, from one that differs between runs; or one seed again:
 //
 //	go test ./internal/sim -run Soak -seeds 100 -timeout 0
+//	go test ./internal/sim -run Soak -seeds 100 -faults members -timeout 0
 //	go test ./internal/sim -run Soak -seed 12345 -v
 func TestSoak(t *testing.T) {
 	o := Options{Duration: *soakFor}
+	if *faults != "" {
+		o.Faults = strings.Split(*faults, ",")
+	}
+	if *faults == "members" {
+		o.Faults = changing
+	}
 	if *seed != 0 {
 		if o.Seed = *seed; testing.Verbose() {
 			o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -130,7 +130,7 @@ func checkLeases(f *errList, all []held, d *deaths, l *Log) {
 // leasesLeft tells of the leases that a member still has, when none should be left.
 func (r *run) leasesLeft() error {
 	var errs []error
-	for _, n := range r.nodes {
+	for _, n := range r.members() {
 		if ids := n.current().member.Leases(); len(ids) > 0 {
 			errs = append(errs, fmt.Errorf("lease: %s has %d leases at the end, which nobody keeps alive: %x", n.name, len(ids), ids))
 		}

@@ -24,10 +24,8 @@ func (r *run) trouble() error {
 		if err := f.do(r, rng); err != nil {
 			return fmt.Errorf("%s at %v: %w", f.name, time.Since(r.began), err)
 		}
-		for _, n := range r.nodes {
-			if err := n.failed(); err != nil {
-				return fmt.Errorf("after %s at %v: %w", f.name, time.Since(r.began), err)
-			}
+		if err := r.look(); err != nil {
+			return fmt.Errorf("after %s at %v: %w", f.name, time.Since(r.began), err)
 		}
 	}
 	return nil
@@ -58,6 +56,10 @@ var disturbances = []fault{
 	{"failing disk", 1, failingDisk},
 	{"compact", 4, compact},
 	{"move leader", 2, moveLeader},
+	{"join", 3, joinOne},
+	{"promote", 2, promoteOne},
+	{"remove", 3, removeOne},
+	{"wipe", 2, wipeOne},
 }
 
 func (r *run) chooseFault(rng *rand.Rand) fault {
@@ -81,10 +83,24 @@ func (r *run) chooseFault(rng *rand.Rand) fault {
 // keep draws how much of what was not synced survives a crash, in percent: mostly nothing or a part.
 func keep(rng *rand.Rand) int { return [...]int{0, 0, 30, 70, 100}[rng.IntN(5)] }
 
-func (r *run) someNode(rng *rand.Rand) *node { return r.nodes[rng.IntN(len(r.nodes))] }
+// members are the nodes that are in the cluster.
+func (r *run) members() []*node {
+	var in []*node
+	for _, n := range r.nodes {
+		if n.in {
+			in = append(in, n)
+		}
+	}
+	return in
+}
+
+func (r *run) someNode(rng *rand.Rand) *node {
+	in := r.members()
+	return in[rng.IntN(len(in))]
+}
 
 func (r *run) leader() *node {
-	for _, n := range r.nodes {
+	for _, n := range r.members() {
 		if l := n.current(); l != nil && l.member.Leader() == l.id {
 			return n
 		}
@@ -99,20 +115,21 @@ func crashOne(r *run, rng *rand.Rand) error {
 	}
 	n.crash(keep(rng))
 	time.Sleep(between(rng, 0, 2*time.Second))
-	return n.start()
+	return r.up(n)
 }
 
 func crashAll(r *run, rng *rand.Rand) error {
-	order := rng.Perm(len(r.nodes))
+	nodes := r.members()
+	order := rng.Perm(len(nodes))
 	for _, i := range order {
-		r.nodes[i].crash(keep(rng))
+		nodes[i].crash(keep(rng))
 		if rng.IntN(2) == 0 {
 			time.Sleep(between(rng, 0, 50*time.Millisecond))
 		}
 	}
 	for _, i := range order {
 		time.Sleep(between(rng, 0, 500*time.Millisecond))
-		if err := r.nodes[i].start(); err != nil {
+		if err := r.up(nodes[i]); err != nil {
 			return err
 		}
 	}
@@ -121,12 +138,13 @@ func crashAll(r *run, rng *rand.Rand) error {
 
 // powerCut ends all members at one moment, with everything lost that was not synced.
 func powerCut(r *run, rng *rand.Rand) error {
-	for _, n := range r.nodes {
+	nodes := r.members()
+	for _, n := range nodes {
 		n.crash(0)
 	}
-	for _, n := range r.nodes {
+	for _, n := range nodes {
 		time.Sleep(between(rng, 0, 100*time.Millisecond))
-		if err := n.start(); err != nil {
+		if err := r.up(n); err != nil {
 			return err
 		}
 	}
@@ -139,7 +157,7 @@ func crashLong(r *run, rng *rand.Rand) error {
 	n := r.someNode(rng)
 	n.crash(keep(rng))
 	time.Sleep(between(rng, 4*time.Second, 8*time.Second))
-	if err := n.start(); err != nil || rng.IntN(2) == 0 {
+	if err := r.up(n); err != nil || rng.IntN(2) == 0 {
 		return err
 	}
 	n.disk.SetSlower(500 + rng.IntN(3000))
@@ -159,14 +177,15 @@ func stopOne(r *run, rng *rand.Rand) error {
 		return err
 	}
 	time.Sleep(between(rng, 0, time.Second))
-	return n.start()
+	return r.up(n)
 }
 
 func partition(r *run, rng *rand.Rand) error {
-	order := rng.Perm(len(r.nodes))
+	nodes := r.members()
+	order := rng.Perm(len(nodes))
 	var groups [3][]uint64
 	for i, at := range order {
-		if l := r.nodes[at].current(); l != nil {
+		if l := nodes[at].current(); l != nil {
 			g := 0
 			if i > 0 {
 				g = rng.IntN(3)
@@ -181,11 +200,12 @@ func partition(r *run, rng *rand.Rand) error {
 }
 
 func oneWay(r *run, rng *rand.Rand) error {
-	if len(r.nodes) < 2 {
+	nodes := r.members()
+	if len(nodes) < 2 {
 		return nil
 	}
-	order := rng.Perm(len(r.nodes))
-	from, to := r.nodes[order[0]].current(), r.nodes[order[1]].current()
+	order := rng.Perm(len(nodes))
+	from, to := nodes[order[0]].current(), nodes[order[1]].current()
 	r.network.Cut(from.id, to.id)
 	time.Sleep(between(rng, 100*time.Millisecond, 3*time.Second))
 	r.network.Heal()
@@ -242,7 +262,7 @@ func failingDisk(r *run, rng *rand.Rand) error {
 	n.crash(0)
 	n.disk.SetFailing(false)
 	time.Sleep(between(rng, 0, time.Second))
-	return n.start()
+	return r.up(n)
 }
 
 // compact forgets some of the history that the watchers which are waited for have seen.

@@ -161,6 +161,11 @@ func (n *Network) Heal() {
 	for _, l := range n.links {
 		l.cut = false
 	}
+	for _, e := range n.members {
+		for id := range e.removed {
+			e.tellRemovedLocked(id)
+		}
+	}
 }
 
 // Pause holds up everything to and from a member, as if its process was stopped by a signal; Resume lets it all go on.
@@ -318,6 +323,9 @@ func (e *Endpoint) Serve(h Handler) {
 		at := time.Now().Add(e.n.o.MinDelay)
 		e.n.scheduleLocked(delivery{at: at, from: e, to: other, do: func() { other.h.PeerUp(e.c.ID) }})
 		e.n.scheduleLocked(delivery{at: at, from: other, to: e, do: func() { e.h.PeerUp(other.c.ID) }})
+		if other.removed[e.c.ID] {
+			other.tellRemovedLocked(e.c.ID)
+		}
 	}
 }
 
@@ -477,6 +485,37 @@ func (e *Endpoint) Call(ctx context.Context, to uint64, kind byte, body []byte) 
 	}
 }
 
+// Ask is as the function Ask, of a member instead of an address. It arrives whatever is cut.
+func (n *Network) Ask(ctx context.Context, to uint64, kind byte, body []byte) ([]byte, error) {
+	n.mu.Lock()
+	other := n.members[to]
+	delay := n.o.MinDelay
+	there := other != nil && !other.ended && other.h != nil
+	n.mu.Unlock()
+	if !there {
+		return nil, ErrUnreachable
+	}
+	if !sleep(ctx, delay) {
+		return nil, context.Cause(ctx)
+	}
+	result := make(chan answer, 1)
+	other.wg.Go(func() {
+		b, err := other.h.Serve(other.ctx, 0, kind, slices.Clone(body))
+		result <- answer{b, err}
+	})
+	select {
+	case a := <-result:
+		if a.err != nil {
+			return nil, &RemoteError{a.err.Error()}
+		}
+		return slices.Clone(a.body), nil
+	case <-other.ctx.Done():
+		return nil, ErrUnreachable
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // SetPeer does nothing: here every member knows every other.
 func (e *Endpoint) SetPeer(uint64, []string) {}
 
@@ -488,15 +527,24 @@ func (e *Endpoint) RemovePeer(id uint64) {
 		e.removed = map[uint64]bool{}
 	}
 	e.removed[id] = true
+	e.tellRemovedLocked(id)
+}
+
+// tellRemovedLocked tells a member that it was removed, as a Transport does when that one connects or tries to; n.mu is held.
+func (e *Endpoint) tellRemovedLocked(id uint64) {
+	to := e.n.members[id]
+	if e.ended || to == nil || to.ended || to.h == nil || e.n.linkLocked(id, e.c.ID).cut || e.n.linkLocked(e.c.ID, id).cut {
+		return
+	}
+	e.n.scheduleLocked(delivery{at: time.Now().Add(e.n.o.MinDelay), from: e, to: to, do: func() { to.h.Removed(e.c.ID) }})
 }
 
 // receive hands a message on, unless its sender was removed.
 func (e *Endpoint) receive(from *Endpoint, m *raftpb.Message) {
 	e.n.mu.Lock()
 	removed := e.removed[from.c.ID]
-	if removed && from.h != nil {
-		at := time.Now().Add(e.n.o.MinDelay)
-		e.n.scheduleLocked(delivery{at: at, from: e, to: from, do: func() { from.h.Removed(e.c.ID) }})
+	if removed {
+		e.tellRemovedLocked(from.c.ID)
 	}
 	e.n.mu.Unlock()
 	if !removed {
