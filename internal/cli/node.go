@@ -26,7 +26,8 @@ import (
 // node is a member with its doors: the sockets for peers and clients, the services, and the metrics.
 type node struct {
 	log      *slog.Logger
-	timeout  time.Duration // of a clean stop
+	drain    time.Duration // bounds the end of clients' calls at a stop
+	handOver time.Duration // bounds handing leadership over
 	member   *server.Member
 	services *rpc.Services
 	front    *gateway.Server
@@ -41,7 +42,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (_ *node, 
 	if err != nil {
 		return nil, err
 	}
-	n := &node{log: log, timeout: 5*time.Second + c.ElectionTimeout, failed: make(chan error, 1)}
+	n := &node{log: log, drain: 5*time.Second + 2*c.ElectionTimeout, handOver: 2 * c.ElectionTimeout, failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			doors.close()
@@ -150,24 +151,50 @@ func (n *node) waitReady(ctx context.Context, ready chan<- struct{}) {
 	}
 }
 
-// stop takes everything down in the reverse order: streams end, calls under way are answered, leadership is handed over,
-// and the state is made durable.
+// closeTimeout bounds what a stop waits for at the end: mostly for the disk, which makes the state durable.
+const closeTimeout = 10 * time.Second
+
+// errNotClosed ends a stop that the disk, most likely, holds up. Nothing is lost by it: what was acknowledged is in the log.
+var errNotClosed = errors.New("the stop takes too long and is broken off: the disk is slow or hangs. Nothing is lost; the next start applies the end of the log again")
+
+// stop takes everything down in the reverse order. Clients are sent to other members while leadership is handed over, so
+// that neither waits for the other; calls under way are answered, which takes at most as long as a call may; then the member
+// stops and its state is made durable. No part of it can hold up the end for longer than its bound.
 func (n *node) stop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), n.timeout)
-	defer cancel()
-	n.services.Stop()
-	n.front.Stop(ctx)
-	if err := n.member.Stop(ctx); err != nil {
-		return fmt.Errorf("stop the member: %w", err)
+	done := make(chan error, 1)
+	go func() { done <- n.stopInOrder() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("stop the member: %w", err)
+		}
+		n.log.Info("stopped")
+		return nil
+	case <-time.After(n.drain + n.handOver + closeTimeout):
+		return errNotClosed
 	}
+}
+
+func (n *node) stopInOrder() error {
+	ctx, cancel := context.WithTimeout(context.Background(), n.drain)
+	defer cancel()
+	handed := make(chan struct{})
+	go func() {
+		defer close(handed)
+		n.member.HandOver(ctx)
+	}()
+	n.front.Stop(ctx)
+	<-handed
+	last, end := context.WithTimeout(context.Background(), n.handOver)
+	defer end()
+	err := n.member.Stop(last)
 	n.stopTracing()
-	n.log.Info("stopped")
-	return nil
+	return err
 }
 
 // abort takes everything down like stop, but makes nothing durable: the member's data is not to be trusted.
 func (n *node) abort() {
-	ctx, cancel := context.WithTimeout(context.Background(), n.timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), n.drain)
 	defer cancel()
 	n.services.Stop()
 	n.front.Stop(ctx)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
@@ -58,23 +59,25 @@ type Options struct {
 // Server serves clients from Start to Stop.
 type Server struct {
 	o         Options
-	grpc      *grpc.Server
+	grpc      *grpc.Server // for connections that speak nothing else
+	inner     *grpc.Server // behind the HTTP servers, which end before it
 	http      *http.Server
 	monitor   *http.Server
 	memory    *bufconn.Listener // the JSON gateway's way to the services
 	conn      *grpc.ClientConn
 	splitters []*splitter
 
-	life   context.Context // ends when websockets must
-	end    context.CancelFunc
-	done   sync.WaitGroup
-	failed chan error
+	life    context.Context // ends when websockets must
+	end     context.CancelFunc
+	sockets atomic.Int64 // websockets
+	done    sync.WaitGroup
+	failed  chan error
 }
 
 // memoryBuffer is how many bytes may be under way in each direction between the JSON gateway and the services.
 const memoryBuffer = 256 << 10
 
-// Start begins to serve. The caller stops the Services before it stops the Server, so that streams end.
+// Start begins to serve. Stop ends the Services too.
 func Start(o Options) (*Server, error) {
 	if o.SilentTimeout == 0 {
 		o.SilentTimeout = silentTimeout
@@ -82,7 +85,10 @@ func Start(o Options) (*Server, error) {
 	if o.CheckTimeout == 0 {
 		o.CheckTimeout = 7 * time.Second
 	}
-	s := &Server{o: o, grpc: rpc.NewServer(o.Services, o.GRPC), failed: make(chan error, 1)}
+	s := &Server{
+		o: o, grpc: rpc.NewServer(o.Services, o.GRPC), inner: rpc.NewServer(o.Services, o.GRPC, grpc.WaitForHandlers(true)),
+		failed: make(chan error, 1),
+	}
 	s.life, s.end = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	s.pages(mux)
@@ -152,7 +158,7 @@ func (s *Server) httpServer(h http.Handler) *http.Server {
 func (s *Server) byContent(pages http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 2 && len(s.o.HTTP) == 0 && strings.Contains(r.Header.Get("Content-Type"), "application/grpc") {
-			s.grpc.ServeHTTP(w, r)
+			s.inner.ServeHTTP(w, r)
 			return
 		}
 		pages.ServeHTTP(w, r)
@@ -188,10 +194,10 @@ func (s *Server) serve(f func() error) {
 // Failed tells that a listener has broken. It holds at most one error.
 func (s *Server) Failed() <-chan error { return s.failed }
 
-// json is the JSON gateway: grpc-gateway with etcd's options, whose calls go to the same grpc server through memory.
+// json is the JSON gateway: grpc-gateway with etcd's options, whose calls go to a grpc server through memory.
 func (s *Server) json() (http.Handler, error) {
 	s.memory = bufconn.Listen(memoryBuffer)
-	s.serve(func() error { return s.grpc.Serve(s.memory) })
+	s.serve(func() error { return s.inner.Serve(s.memory) })
 	conn, err := grpc.NewClient("passthrough:///gateway",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.memory.DialContext(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -235,31 +241,4 @@ func (d drainer) NewDecoder(r io.Reader) runtime.Decoder {
 		}
 		return err
 	})
-}
-
-// Stop closes the listeners, lets the calls under way end until ctx does, and then breaks off what is left.
-func (s *Server) Stop(ctx context.Context) {
-	for _, sp := range s.splitters {
-		sp.close()
-	}
-	_ = s.http.Shutdown(ctx)
-	_ = s.monitor.Shutdown(ctx)
-	_ = s.http.Close()
-	_ = s.monitor.Close()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		s.grpc.GracefulStop()
-	}()
-	select {
-	case <-ended:
-	case <-ctx.Done():
-	}
-	s.grpc.Stop()
-	<-ended
-	s.end()
-	if s.conn != nil {
-		_ = s.conn.Close()
-	}
-	s.done.Wait()
 }

@@ -33,6 +33,7 @@ import (
 type member struct {
 	*rpctest.Backend
 	services *rpc.Services
+	front    *gateway.Server
 	url      string
 }
 
@@ -61,7 +62,6 @@ func start(t testing.TB, change func(*gateway.Options)) *member {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		s.Stop()
 		g.Stop(ctx)
 		select {
 		case err := <-g.Failed():
@@ -69,7 +69,7 @@ func start(t testing.TB, change func(*gateway.Options)) *member {
 		default:
 		}
 	})
-	return &member{Backend: b, services: s, url: "http://" + l.Addr().String()}
+	return &member{Backend: b, services: s, front: g, url: "http://" + l.Addr().String()}
 }
 
 func listen(t testing.TB) net.Listener {

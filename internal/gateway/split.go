@@ -158,6 +158,9 @@ func (s *splitter) classify(ctx context.Context, c net.Conn) (*handoff, net.Conn
 	}
 	switch {
 	case like == whole && s.grpc != nil:
+		if !begin.settings() {
+			return nil, nil
+		}
 		return s.grpc, begin
 	case like == unlike && s.http != nil:
 		return s.http, begin // which answers TLS in plain HTTP, as clients of TLS recognise
@@ -183,7 +186,7 @@ func (s *splitter) secure(ctx context.Context, c *spokenConn) (*handoff, net.Con
 	}
 	if s.grpc != nil && (s.http == nil || !slices.Contains(hello.Protos, "http/1.1")) {
 		begin := &spokenConn{Conn: t, secure: t}
-		if begin.like(preface) != whole {
+		if begin.like(preface) != whole || !begin.settings() {
 			return nil, nil
 		}
 		return s.grpc, begin
@@ -263,6 +266,25 @@ func (c *spokenConn) more(n int) error {
 	got, err := c.Conn.Read(c.head[at:n])
 	c.head = c.head[:at+got]
 	return err
+}
+
+// The head of a frame of HTTP/2 (RFC 9113, section 4.1) is its length in 24 bits, its type, and six bytes more. A SETTINGS
+// frame is the second half of the preface (section 3.4).
+const (
+	frameHead    = 9
+	settingsType = 4
+	maxSettings  = 4 << 10 // bytes of settings, of 6 each, that a client may send at first
+)
+
+// settings reads, behind the preface, the frame that must follow it, and reports whether it came. The grpc server would wait
+// for it too, but its stop cannot begin meanwhile.
+func (c *spokenConn) settings() bool {
+	if !c.peek(len(preface) + frameHead) {
+		return false
+	}
+	h := c.head[len(preface):]
+	n := int(h[0])<<16 | int(h[1])<<8 | int(h[2])
+	return h[3] == settingsType && n <= maxSettings && c.peek(len(preface)+frameHead+n)
 }
 
 type likeness int

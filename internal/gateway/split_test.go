@@ -28,11 +28,14 @@ func split(t *testing.T, silent time.Duration) (*splitter, func() net.Conn) {
 func TestSplit(t *testing.T) {
 	s, dial := split(t, time.Minute)
 	for text, to := range map[string]*handoff{
-		"GET / HTTP/1.1\r\n":                    s.http,
-		"POST /v3/kv/range":                     s.http,
-		"PRI * HTTP/1.1\r\n":                    s.http,
-		"PR":                                    nil, // not decided yet
-		string(preface) + "and what follows it": s.grpc,
+		"GET / HTTP/1.1\r\n": s.http,
+		"POST /v3/kv/range":  s.http,
+		"PRI * HTTP/1.1\r\n": s.http,
+		"PR":                 nil, // not decided yet
+		string(preface):      nil,
+		string(preface) + "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05":                         nil, // half of its settings
+		string(preface) + "\x00\x00\x00\x04\x00\x00\x00\x00\x00and more":                         s.grpc,
+		string(preface) + "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00and more": s.grpc,
 	} {
 		c := dial()
 		if _, err := c.Write([]byte(text)); err != nil {
@@ -53,12 +56,17 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// A connection that says nothing, or half of the preface, is closed when its time is up, and holds no other up.
+// A connection that says nothing, or half of the preface, is closed when its time is up, and holds no other up; so is one
+// whose settings never come, and at once one that sends something else in their place.
 func TestSilentConnectionsAreClosed(t *testing.T) {
 	s, dial := split(t, 50*time.Millisecond)
-	silent, half := dial(), dial()
-	if _, err := half.Write(preface[:10]); err != nil {
-		t.Fatal(err)
+	silent, half, whole, other := dial(), dial(), dial(), dial()
+	for c, text := range map[net.Conn]string{
+		half: string(preface[:10]), whole: string(preface), other: string(preface) + "and more of it",
+	} {
+		if _, err := c.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	talks := dial()
 	if _, err := talks.Write([]byte("GET /")); err != nil {
@@ -67,7 +75,7 @@ func TestSilentConnectionsAreClosed(t *testing.T) {
 	if _, err := s.http.Accept(); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []net.Conn{silent, half} {
+	for _, c := range []net.Conn{silent, half, whole, other} {
 		if _, err := c.Read(make([]byte, 1)); err == nil {
 			t.Error("the server sent something")
 		}

@@ -30,6 +30,8 @@ func (s *Server) websockets(h http.Handler) http.Handler {
 }
 
 func (s *Server) websocket(w http.ResponseWriter, r *http.Request, h http.Handler) {
+	s.sockets.Add(1)
+	defer s.sockets.Add(-1)
 	answer := http.Header{}
 	if strings.HasPrefix(r.Header.Get("Sec-WebSocket-Protocol"), "Bearer") {
 		answer.Set("Sec-WebSocket-Protocol", "Bearer")

@@ -130,14 +130,20 @@ func (r *Replica) Stop() {
 	r.wg.Wait()
 }
 
-// StopGracefully hands leadership over if this member has it, as far as ctx allows, and stops.
-func (r *Replica) StopGracefully(ctx context.Context) {
+// HandOver hands leadership to the voter that can take over soonest, if this member has it, and waits for that as
+// TransferLeadership does. With nobody to take over it does nothing.
+func (r *Replica) HandOver(ctx context.Context) {
 	var heir uint64
 	if err := r.onLoop(ctx, func(l *loop) { heir = l.heir() }); err == nil && heir != 0 {
 		if err := r.TransferLeadership(ctx, heir); err != nil {
-			r.c.Logger.Warn("stopping without having handed leadership over", "to", hex(heir), "err", err)
+			r.c.Logger.Warn("leadership was not handed over before the stop", "to", hex(heir), "err", err)
 		}
 	}
+}
+
+// StopGracefully is HandOver and Stop.
+func (r *Replica) StopGracefully(ctx context.Context) {
+	r.HandOver(ctx)
 	r.Stop()
 }
 

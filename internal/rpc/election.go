@@ -7,6 +7,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 )
 
@@ -50,7 +51,7 @@ func (s *Services) Campaign(ctx context.Context, r *v3electionpb.CampaignRequest
 		}
 	}
 	if err := s.waitDeletes(ctx, prefix, mine.Rev-1); err != nil {
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, rpctypes.ErrGRPCStopped) {
 			// The member bounds how long this takes. If it fails, the lease's end takes the key back.
 			_, _ = s.resign(context.WithoutCancel(ctx), mine)
 		}
@@ -127,6 +128,8 @@ func (s *Services) Leader(ctx context.Context, r *v3electionpb.LeaderRequest) (*
 // Observe answers v3election's Observe: each value of each leader, from the one that leads now. As in etcd the stream ends
 // without an error when the store refuses to be read or watched. ctx is of StreamContext.
 func (s *Services) Observe(ctx context.Context, r *v3electionpb.LeaderRequest, send func(*v3electionpb.LeaderResponse) error) error {
+	ctx, over := s.untilDrain(ctx)
+	defer over()
 	prefix := string(r.Name) + "/"
 	for {
 		now, err := s.sessionRange(ctx, oldest(prefix))

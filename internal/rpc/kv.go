@@ -119,6 +119,9 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 	var sent, headRevision int64
 	s.m.Ranges.Inc()
 	for {
+		if ctx.Err() != nil {
+			return streamError(ctx)
+		}
 		var last []byte
 		b := s.newRangeBuilder(ctx, &o)
 		o.Limit = left

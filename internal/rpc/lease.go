@@ -9,6 +9,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/trivet-kv/trivet/internal/command"
@@ -153,6 +154,9 @@ type KeepAliveStream interface {
 // LeaseKeepAlive answers each request of the stream in turn until the client closes it or ctx, which must come from
 // StreamContext, ends. Recv is called from another goroutine than Send and may outlive this call until the front door
 // ends the stream, which it does when this call returns.
+//
+// When the services drain, a stream that was answered ends: its client comes again elsewhere. One that was not may be that of
+// a client that asks once and does not try again; it is waited for until firstRequestWait.
 func (s *Services) LeaseKeepAlive(ctx context.Context, stream KeepAliveStream) error {
 	requests := make(chan *pb.LeaseKeepAliveRequest)
 	ended := make(chan error, 1)
@@ -170,10 +174,19 @@ func (s *Services) LeaseKeepAlive(ctx context.Context, stream KeepAliveStream) e
 			}
 		}
 	}()
+	answered, drain := false, s.drain
+	var late <-chan time.Time
 	for {
+		if answered && s.draining() {
+			return rpctypes.ErrGRPCStopped
+		}
 		select {
 		case <-ctx.Done():
 			return streamError(ctx)
+		case <-drain:
+			drain, late = nil, time.After(firstRequestWait)
+		case <-late:
+			return rpctypes.ErrGRPCStopped
 		case err := <-ended:
 			if errors.Is(err, io.EOF) {
 				return nil
@@ -189,9 +202,14 @@ func (s *Services) LeaseKeepAlive(ctx context.Context, stream KeepAliveStream) e
 				s.m.StreamFailures.WithLabelValues("send", "lease-keepalive").Inc()
 				return toStatus(err)
 			}
+			answered = true
 		}
 	}
 }
+
+// firstRequestWait is how long a stream of keepalives that has asked nothing yet holds up a stop: etcd's client asks within
+// half of it.
+const firstRequestWait = time.Second
 
 // renew answers one keepalive; a lease that is gone has a time to live of 0 and is no error.
 func (s *Services) renew(ctx context.Context, r *pb.LeaseKeepAliveRequest) (*pb.LeaseKeepAliveResponse, error) {

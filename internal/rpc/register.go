@@ -41,7 +41,7 @@ type ServerOptions struct {
 const streamWorkers = 64
 
 // NewServer makes a grpc server of the services, with health and reflection beside them.
-func NewServer(s *Services, o ServerOptions) *grpc.Server {
+func NewServer(s *Services, o ServerOptions, more ...grpc.ServerOption) *grpc.Server {
 	if o.MaxConcurrentStreams == 0 {
 		o.MaxConcurrentStreams = math.MaxUint32
 	}
@@ -64,7 +64,7 @@ func NewServer(s *Services, o ServerOptions) *grpc.Server {
 	if o.Trace != nil {
 		opts = append(opts, grpc.StatsHandler(o.Trace))
 	}
-	gs := grpc.NewServer(opts...)
+	gs := grpc.NewServer(append(opts, more...)...)
 	Register(gs, s)
 	s.registerHealth(gs)
 	reflection.Register(gs)
@@ -86,6 +86,8 @@ func (s *Services) registerHealth(gs grpc.ServiceRegistrar) {
 				return err
 			}
 			call.Received.Inc()
+			ctx, over := s.untilDrain(ctx)
+			defer over()
 			return h.Watch(r, &grpc.GenericServerStream[healthpb.HealthCheckRequest, healthpb.HealthCheckResponse]{ServerStream: healthStream{stream, ctx, call}})
 		},
 	})

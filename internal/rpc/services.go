@@ -82,9 +82,11 @@ type Services struct {
 	budget *budget
 	leases *leaseIDs
 
-	stop     chan struct{}
-	stopOnce sync.Once
-	done     sync.WaitGroup
+	drain     chan struct{} // closed when the member is about to stop
+	drainOnce sync.Once
+	stop      chan struct{}
+	stopOnce  sync.Once
+	done      sync.WaitGroup
 
 	mu      sync.Mutex
 	stopped bool
@@ -95,6 +97,7 @@ type Services struct {
 type openStream struct {
 	cancel        context.CancelCauseFunc
 	requireLeader bool
+	endless       bool
 }
 
 // New starts the services: a goroutine that watches for the loss of the leader and one that watches for changes of users
@@ -105,7 +108,7 @@ func New(o Options) *Services {
 		o: o, b: o.Backend, log: o.Logger, debug: o.Logger.Enabled(context.Background(), slog.LevelDebug), m: o.Metrics,
 		pool: mem.DefaultBufferPool(), budget: newBudget(o.RangeBudgetBytes),
 		leases: newLeaseIDs(o.Backend.Header().MemberID, time.Now()),
-		stop:   make(chan struct{}), streams: make(map[*openStream]struct{}), guards: make(map[*guard]struct{}),
+		drain:  make(chan struct{}), stop: make(chan struct{}), streams: make(map[*openStream]struct{}), guards: make(map[*guard]struct{}),
 	}
 	s.done.Add(2)
 	go s.watchLeader()
@@ -113,14 +116,31 @@ func New(o Options) *Services {
 	return s
 }
 
+// Drain ends the calls that would go on for ever, because the member is about to stop: watches, observers of elections, waits
+// for a lock, and streams of keepalives on which nothing is without an answer. Calls that end by themselves go on.
+func (s *Services) Drain() {
+	s.drainOnce.Do(func() { close(s.drain) }) // before those who come now look at it
+	s.endStreams(rpctypes.ErrGRPCStopped, func(st *openStream) bool { return st.endless })
+}
+
 // Stop ends all streams and the services' own goroutines.
 func (s *Services) Stop() {
+	s.Drain()
 	s.stopOnce.Do(func() { close(s.stop) })
 	s.mu.Lock()
 	s.stopped = true
 	s.mu.Unlock()
-	s.endStreams(false, rpctypes.ErrGRPCStopped)
+	s.endStreams(rpctypes.ErrGRPCStopped, func(*openStream) bool { return true })
 	s.done.Wait()
+}
+
+func (s *Services) draining() bool {
+	select {
+	case <-s.drain:
+		return true
+	default:
+		return false
+	}
 }
 
 // Caller is what a request says about itself beside its message, whatever front door it came through.
@@ -163,13 +183,23 @@ func (s *Services) Admit(kind Kind, c Caller) error {
 // leader, when the member has been without one for three election timeouts. context.Cause then holds the error to
 // answer. The caller must call the returned function when the stream is over.
 func (s *Services) StreamContext(parent context.Context, c Caller) (context.Context, context.CancelFunc) {
+	return s.open(parent, openStream{requireLeader: c.RequireLeader})
+}
+
+// untilDrain is the context of what would go on for ever. It ends with its parent, which is of StreamContext, and with Drain.
+func (s *Services) untilDrain(parent context.Context) (context.Context, context.CancelFunc) {
+	return s.open(parent, openStream{endless: true})
+}
+
+func (s *Services) open(parent context.Context, o openStream) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(parent)
-	st := &openStream{cancel: cancel, requireLeader: c.RequireLeader}
+	st := &o
+	st.cancel = cancel
 	s.mu.Lock()
 	s.streams[st] = struct{}{}
-	stopped := s.stopped
+	ended := s.stopped || o.endless && s.draining()
 	s.mu.Unlock()
-	if stopped {
+	if ended {
 		cancel(rpctypes.ErrGRPCStopped)
 	}
 	return ctx, func() {
@@ -180,12 +210,11 @@ func (s *Services) StreamContext(parent context.Context, c Caller) (context.Cont
 	}
 }
 
-// endStreams ends all streams, or those only that require a leader.
-func (s *Services) endStreams(leaderOnly bool, cause error) {
+func (s *Services) endStreams(cause error, which func(*openStream) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for st := range s.streams {
-		if st.requireLeader || !leaderOnly {
+		if which(st) {
 			st.cancel(cause)
 		}
 	}
@@ -212,6 +241,6 @@ func (s *Services) watchLeader() {
 		if looks++; looks < noLeaderLooks {
 			continue
 		}
-		s.endStreams(true, rpctypes.ErrGRPCNoLeader)
+		s.endStreams(rpctypes.ErrGRPCNoLeader, func(st *openStream) bool { return st.requireLeader })
 	}
 }

@@ -154,6 +154,8 @@ func (s *Services) follow(ctx context.Context, w *pb.WatchCreateRequest, f func(
 		return t.err
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.Is(err, rpctypes.ErrGRPCStopped):
+		return err
 	}
 	return clientError(err)
 }

@@ -27,6 +27,8 @@ type WatchStream interface {
 // that closes its side only goes on being served. Everything is sent from the goroutine of this call; another one
 // receives, which may outlive the call until the front door ends the stream, and that it does when this call returns.
 func (s *Services) Watch(ctx context.Context, stream WatchStream) error {
+	ctx, over := s.untilDrain(ctx)
+	defer over()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	w := s.b.Hub().NewStream()

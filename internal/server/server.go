@@ -335,8 +335,12 @@ func (m *Member) fail(err error) {
 	}
 }
 
-// Stop ends the member: it hands leadership over if it has it, as far as ctx allows, stops taking part, and makes the
-// state durable. The services in front of it must have stopped before.
+// HandOver hands leadership over if this member has it, before it stops: as far as ctx allows, and for two election timeouts
+// at most. The member goes on as a follower.
+func (m *Member) HandOver(ctx context.Context) { m.replica.HandOver(ctx) }
+
+// Stop ends the member: it hands leadership over if it (still, or again) has it, as HandOver does, stops taking part, and makes
+// the state durable, which takes as long as the disk does. The services in front of it must have stopped before.
 func (m *Member) Stop(ctx context.Context) error {
 	var err error
 	m.stopOnce.Do(func() {

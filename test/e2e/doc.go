@@ -11,6 +11,7 @@
 //   - an acknowledged write is found after any number of kills of any number of members (TestLoadAndKill);
 //   - a revision is given once, and never taken back (TestLoadAndKill);
 //   - a watcher that resumes sees every revision once, in order (TestLoadAndKill, TestLaggingMember);
+//   - members that are restarted one after the other fail no call of a client that knows all of them (TestRollingRestart);
 //   - a member that was away ends with the same data as the others (TestLaggingMember);
 //   - bad input touches nothing on disk (TestBadInput).
 package e2e
