@@ -103,7 +103,7 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	if err != nil {
 		return err
 	}
-	began := time.Now()
+	var rebuilt time.Time
 	ready := make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
 	go n.waitReady(ctx, ready)
@@ -120,14 +120,14 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 			stopOnSecond(signals, log)
 			return n.stop()
 		case err := <-n.failed:
-			if errors.Is(err, server.ErrRebuild) && time.Since(began) > steady {
+			if errors.Is(err, server.ErrRebuild) && time.Since(rebuilt) > steady {
 				log.Error("the member is started again, to rebuild itself", "error", err)
 				n.abort()
 				if n, err = startNode(c, log, fatal); err != nil {
 					cancel()
 					return err
 				}
-				began, ready = time.Now(), make(chan struct{})
+				rebuilt, ready = time.Now(), make(chan struct{})
 				go n.waitReady(ctx, ready)
 				continue
 			}
@@ -139,9 +139,9 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	}
 }
 
-// steady is how long a member must have run to be started again in place when it has to rebuild itself. If that is needed
-// again and again, the disk is bad, and whoever watches the process should see it end.
-const steady = 5 * time.Second
+// steady is how long a member that was started again in place, to rebuild itself, must have run to be started so once more.
+// If that is needed again and again, the disk is bad, and whoever watches the process should see it end.
+const steady = time.Minute
 
 // gcPercent is how much garbage a member lets grow beside what lives, in percent of it. Nearly all that lives is caches and
 // memtables without pointers, which cost the collector little, so that collecting more often is cheap, and Go's default of

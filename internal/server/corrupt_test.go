@@ -96,6 +96,7 @@ func TestInitialCorruptCheck(t *testing.T) {
 		}
 		// As in etcd, history that is compacted elsewhere says nothing, and neither do peers that are not there.
 		compactTo(t, c.members[0], put(t, c.members[0], "k", "last").Revision)
+		caughtUp(t, c.members[1], c.members[0])
 		c.start(2)
 		c.stop(2)
 		c.stop(1)

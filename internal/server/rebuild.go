@@ -71,6 +71,10 @@ func (m *Member) openData() error {
 	if err == nil || !damaged(err) || m.options.ForceNewCluster || errors.Is(err, ErrRemoved) {
 		return err
 	}
+	select {
+	case <-m.broken: // the same damage, as the state told it that is closed by now
+	default:
+	}
 	if helpless := m.rebuild(err); helpless != nil {
 		return fmt.Errorf("%w; %w", err, helpless)
 	}

@@ -64,14 +64,20 @@ func files(t *testing.T, fsys vfs.FS, dir, suffix string) (paths []string) {
 
 // damages are what may happen to the data of a member while it is stopped.
 var damages = map[string]func(t *testing.T, fsys vfs.FS){
-	"the log is gone":            func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/log") },
-	"the last segment is gone":   func(t *testing.T, fsys vfs.FS) { f := files(t, fsys, "data/log", ".log"); remove(t, fsys, f[len(f)-1]) },
-	"the log has other bytes":    func(t *testing.T, fsys vfs.FS) { flip(t, fsys, files(t, fsys, "data/log", ".log")[0], 6000) },
-	"STATE is gone":              func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/STATE") },
-	"the state is gone":          func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/state-1") },
-	"the state is empty":         func(t *testing.T, fsys vfs.FS) { emptied(t, fsys, "data/state-1") },
-	"the manifest is gone":       func(t *testing.T, fsys vfs.FS) { manifests(t, fsys, func(m string) { remove(t, fsys, m) }) },
-	"the manifest is other":      func(t *testing.T, fsys vfs.FS) { manifests(t, fsys, func(m string) { flip(t, fsys, m, 20) }) },
+	"the log is gone":          func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/log") },
+	"the last segment is gone": func(t *testing.T, fsys vfs.FS) { f := files(t, fsys, "data/log", ".log"); remove(t, fsys, f[len(f)-1]) },
+	"the log has other bytes":  func(t *testing.T, fsys vfs.FS) { flip(t, fsys, files(t, fsys, "data/log", ".log")[0], 6000) },
+	"STATE is gone":            func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/STATE") },
+	"the state is gone":        func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/state-1") },
+	"the state is empty":       func(t *testing.T, fsys vfs.FS) { emptied(t, fsys, "data/state-1") },
+	"the manifest is gone":     func(t *testing.T, fsys vfs.FS) { manifests(t, fsys, func(m string) { remove(t, fsys, m) }) },
+	"the manifest is other":    func(t *testing.T, fsys vfs.FS) { manifests(t, fsys, func(m string) { flip(t, fsys, m, 20) }) },
+	"the tables have other bytes": func(t *testing.T, fsys vfs.FS) {
+		for _, path := range files(t, fsys, "data/state-1", ".sst") {
+			flip(t, fsys, path, 10)
+			flip(t, fsys, path, 300)
+		}
+	},
 	"a table is gone":            func(t *testing.T, fsys vfs.FS) { remove(t, fsys, files(t, fsys, "data/state-1", ".sst")[0]) },
 	"the log and STATE are gone": func(t *testing.T, fsys vfs.FS) { remove(t, fsys, "data/log"); remove(t, fsys, "data/STATE") },
 }

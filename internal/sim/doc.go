@@ -17,10 +17,12 @@
 //   - members that disagree, that do not come back after a crash, or that go on with a disk that failed;
 //   - a member that goes on after it was removed or comes back from it, a vote that was given and is gone, and members that
 //     disagree on who they are, in their tables or in raft;
+//   - a member whose data was damaged that does not come back, or that comes back having forgotten what it promised;
 //   - a cluster that does not recover within a minute after the last fault.
 //
 // TestPlantedBug makes sure of the first and the fourth: logs whose syncs come late must be found out. TestZombiesAreFound
-// makes sure of members that nobody tells of their removal.
+// makes sure of members that nobody tells of their removal, TestPlantedForgetting of those that do not know that they lost
+// their logs.
 //
 // A seed does not fix the interleaving of goroutines, only faults and requests; see the notes at Run. The checkers are
 // tested by themselves, with spoilt histories, in check_test.go.

@@ -40,6 +40,10 @@ type Options struct {
 	SyncsLate time.Duration
 	// Zombies plants a bug: members do not tell others that they were removed. The run must fail then.
 	Zombies bool
+	// ForgetLogs plants another: in the fault "lost data" the member does not know that it lost its log, and goes on with an
+	// empty one. LeaderGone makes that fault the last one of a run, and the leader that dies in it stay away: with the bug it
+	// could not come back, for what it holds as agreed is no more.
+	ForgetLogs, LeaderGone bool
 	// MemTableBytes is how much a member applies before it makes its state durable; default 64 KiB.
 	MemTableBytes int64
 	// LogSegmentBytes is the length of a segment of the raft log; default 64 KiB.

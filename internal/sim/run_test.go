@@ -130,6 +130,37 @@ func TestSameFaultsWithoutTheBug(t *testing.T) {
 	}
 }
 
+// lostDataOptions make the leader and one other agree, for a third that is cut off, on what the other forgets.
+var lostDataOptions = Options{Faults: []string{"lost data"}, Duration: 8 * time.Second, MemTableBytes: 64 << 20, LeaderGone: true}
+
+// TestPlantedForgetting makes sure that a member which goes on without its log, as if it had never had one, is found out: a
+// write that was acknowledged is lost.
+func TestPlantedForgetting(t *testing.T) {
+	o := lostDataOptions
+	o.ForgetLogs = true
+	for o.Seed = range uint64(plantedSeeds) {
+		report, err := simulate(t, o)
+		t.Logf("seed %d (%v) finds: %.1000v", o.Seed, report, err)
+		if err != nil && strings.Contains(err.Error(), "write: acknowledged") {
+			return
+		}
+	}
+	t.Fatalf("members that forget their logs ran %d seeds, and no write was found to be lost", plantedSeeds)
+}
+
+// TestLostData makes sure that it is the bug that TestPlantedForgetting finds, and runs the fault with leaders that come back.
+func TestLostData(t *testing.T) {
+	for _, gone := range []bool{true, false} {
+		o := lostDataOptions
+		o.LeaderGone = gone
+		for o.Seed = range uint64(plantedSeeds) {
+			if report, err := simulate(t, o); err != nil {
+				t.Fatalf("seed %d (%v): %v", o.Seed, report, err)
+			}
+		}
+	}
+}
+
 // TestSoak runs as many seeds as asked for, longer ones, from one that differs between runs; or one seed again:
 //
 //	go test ./internal/sim -run Soak -seeds 100 -timeout 0

@@ -56,6 +56,7 @@ var disturbances = []fault{
 	{"failing disk", 1, failingDisk},
 	{"compact", 4, compact},
 	{"move leader", 2, moveLeader},
+	{"lost data", 2, loseData},
 	{"join", 3, joinOne},
 	{"promote", 2, promoteOne},
 	{"remove", 3, removeOne},

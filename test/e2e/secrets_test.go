@@ -83,13 +83,14 @@ func TestNothingSecretIsLogged(t *testing.T) {
 	for _, m := range c.members {
 		m.p.stop(30 * time.Second)
 	}
-	hash := regexp.MustCompile(`\$2[aby]\$`)
+	hash, named := regexp.MustCompile(`\$2[aby]\$`), false
 	for _, m := range c.members {
 		lines := m.p.output()
 		if len(lines) < 20 {
 			t.Errorf("%s wrote %d lines only, with level debug", m.name, len(lines))
 		}
 		for _, line := range lines {
+			named = named || strings.Contains(line, "alice")
 			for name, secret := range secrets {
 				if strings.Contains(line, secret) || hash.MatchString(line) {
 					t.Errorf("%s logs %s: %s", m.name, name, line)
@@ -97,7 +98,7 @@ func TestNothingSecretIsLogged(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(strings.Join(c.members[0].p.output(), "\n"), "alice") {
-		t.Error("no line names the user: are calls logged at all?")
+	if !named {
+		t.Error("no line names the user who was refused: is anything logged at all?")
 	}
 }
