@@ -10,13 +10,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/client/pkg/v3/srv"
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/member"
@@ -71,6 +76,9 @@ type registry struct {
 	wait   time.Duration // for one answer
 	log    *slog.Logger
 	size   int
+
+	// failed is the last error of a call as the connection saw it: etcd's client only says that time is over.
+	failed atomic.Pointer[status.Status]
 }
 
 // registered is one member at the discovery service.
@@ -94,12 +102,24 @@ func meet(ctx context.Context, c *config.Config, log *slog.Logger) (string, erro
 		return "", err
 	}
 	cfg.Logger = zap.NewNop()
-	client, err := clientv3.New(*cfg)
+	r := &registry{dir: "/_etcd/registry/" + d.Token, wait: d.RequestTimeout, log: log}
+	cfg.DialOptions = append(cfg.DialOptions, grpc.WithChainUnaryInterceptor(r.remember))
+	// With a user this asks for a token.
+	err = r.patiently(ctx, func(context.Context) (err error) {
+		r.client, err = clientv3.New(*cfg)
+		var answer rpctypes.EtcdError
+		switch {
+		case errors.Is(err, rpctypes.ErrAuthFailed):
+			return settled{fmt.Errorf("%w; correct --discovery-user and --discovery-password", err)}
+		case err == nil, errors.As(err, &answer), errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable:
+			return err
+		}
+		return settled{err}
+	})
 	if err != nil {
 		return "", err
 	}
-	defer client.Close()
-	r := &registry{dir: "/_etcd/registry/" + d.Token, client: client, wait: d.RequestTimeout, log: log}
+	defer r.client.Close()
 	own := config.Strings(c.AdvertisePeerURLs)
 	key := fmt.Sprintf("%s/members/%x", r.dir, member.ID(own, c.InitialClusterToken))
 	var pairs []string
@@ -107,6 +127,13 @@ func meet(ctx context.Context, c *config.Config, log *slog.Logger) (string, erro
 		pairs = append(pairs, c.Name+"="+u)
 	}
 	return r.join(ctx, key, strings.Join(pairs, ","))
+}
+
+// remember keeps why a call failed.
+func (r *registry) remember(ctx context.Context, method string, q, a any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := invoke(ctx, method, q, a, conn, opts...)
+	r.failed.Store(status.Convert(err)) // nil for nil
+	return err
 }
 
 // discoveryUser splits NAME:PASSWORD if the password is not given apart.
@@ -151,7 +178,7 @@ func (r *registry) join(ctx context.Context, key, value string) (string, error) 
 		r.log.Info("waiting for the other founding members", "found", len(members), "want", r.size)
 		r.change(ctx, rev+1)
 		if ctx.Err() != nil {
-			return "", errors.New("told to stop while the other founding members were waited for")
+			return "", errStopped
 		}
 	}
 }
@@ -200,6 +227,9 @@ func (r *registry) change(ctx context.Context, rev int64) {
 // settled is an answer that asking again would not change.
 type settled struct{ error }
 
+// errStopped is what becomes of a member that a signal ends before there is a cluster.
+var errStopped = errors.New("told to stop while the other founding members were waited for")
+
 // longestPause is the longest time between two tries, as in etcd.
 const longestPause = 256 * time.Second
 
@@ -216,10 +246,21 @@ func (r *registry) patiently(ctx context.Context, ask func(context.Context) erro
 		if errors.As(err, &s) {
 			return s.error
 		}
-		r.log.Warn("the discovery service does not answer; trying again", "error", err, "retry-in", pause)
+		if ctx.Err() != nil {
+			return errStopped
+		}
+		var refusal rpctypes.EtcdError
+		switch cause := r.failed.Load(); {
+		case errors.As(err, &refusal) && refusal.Code() != codes.Unavailable:
+			r.log.Warn("the discovery service refuses; check --discovery-user; trying again", "error", err, "retry-in", pause)
+		case cause != nil && cause.Message() != "":
+			r.log.Warn("the discovery service does not answer; trying again", "error", err, "cause", cause.Message(), "retry-in", pause)
+		default:
+			r.log.Warn("the discovery service does not answer; trying again", "error", err, "retry-in", pause)
+		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return errStopped
 		case <-time.After(pause):
 		}
 	}

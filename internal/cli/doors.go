@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -27,6 +28,7 @@ type doors struct {
 	clients, http, monitor []gateway.Door
 	peerTLS                *certs.Set // for dialling too, whether there is a certificate or not
 	clientTLS              *certs.Set // nil without a client URL of TLS
+	dialer                 net.Dialer // of other members
 	peerScheme             string     // of peers that are given as host and port: this member's own
 }
 
@@ -34,6 +36,9 @@ type doors struct {
 // them. On an error nothing is left open.
 func openDoors(c *config.Config, log *slog.Logger) (_ *doors, err error) {
 	d := &doors{}
+	if c.LocalAddr.IsValid() {
+		d.dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.LocalAddr, 0))
+	}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -178,7 +183,10 @@ func (d *doors) dialPeer(ctx context.Context, peerURL string) (net.Conn, error) 
 	if config.Unix(*u) {
 		network = "unix"
 	}
-	var dialer net.Dialer
+	dialer := d.dialer
+	if network == "unix" {
+		dialer.LocalAddr = nil
+	}
 	conn, err := dialer.DialContext(ctx, network, config.Address(*u))
 	if err != nil || !config.Secure(*u) {
 		return conn, err

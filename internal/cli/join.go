@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/version"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -79,7 +80,7 @@ func sameURLs(ctx context.Context, a, b []string) bool {
 func joinEndpoints(c *config.Config, log *slog.Logger, d *doors) func(context.Context) (server.Joined, error) {
 	return func(ctx context.Context) (server.Joined, error) {
 		given := "--join=" + strings.Join(c.Join, ",")
-		request, err := json.Marshal(server.JoinRequest{Name: c.Name, PeerURLs: config.Strings(c.AdvertisePeerURLs)})
+		request, err := json.Marshal(server.JoinRequest{Name: c.Name, PeerURLs: config.Strings(c.AdvertisePeerURLs), Version: version.Version})
 		if err != nil {
 			return server.Joined{}, err
 		}

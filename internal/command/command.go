@@ -150,6 +150,9 @@ type MemberPublish struct {
 type Alarm struct {
 	kv.Alarm
 	Raise bool // otherwise the alarm is cleared
+	// Found: a member asks for what it found itself, and not for a client, so there is no user to ask about. An alarm of
+	// a member's own is found too.
+	Found bool
 }
 
 // Result is what applying a Command gave. Only the member where somebody waits needs the whole of it.

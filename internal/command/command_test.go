@@ -97,7 +97,7 @@ func randomCommand(r *rand.Rand) *Command {
 			Permission: kv.Permission{Range: randomRange(r), Access: kv.Access(r.Int32N(4) - 1)},
 		}
 	case 15:
-		c.Alarm = &Alarm{Raise: r.IntN(2) == 0, Alarm: kv.Alarm{Type: kv.AlarmType(r.Int32() - r.Int32()), MemberID: r.Uint64(), Own: r.IntN(2) == 0}}
+		c.Alarm = &Alarm{Raise: r.IntN(2) == 0, Found: r.IntN(2) == 0, Alarm: kv.Alarm{Type: kv.AlarmType(r.Int32() - r.Int32()), MemberID: r.Uint64(), Own: r.IntN(2) == 0}}
 	case 16:
 		c.Mark = &Mark{Restart: r.IntN(2) == 0, Agreed: Note{Index: r.Uint64(), Since: r.Uint64(), Hash: r.Uint64()}}
 	case 17:

@@ -267,7 +267,7 @@ func (d *decoder) memberPublish() *MemberPublish {
 
 func (d *decoder) alarm() *Alarm {
 	f := d.byte()
-	return &Alarm{Raise: f&flagRaise != 0, Alarm: kv.Alarm{
+	return &Alarm{Raise: f&flagRaise != 0, Found: f&flagFound != 0, Alarm: kv.Alarm{
 		Type: kv.AlarmType(d.varint()), MemberID: d.uvarint(), Own: f&flagOwn != 0,
 	}}
 }

@@ -55,6 +55,7 @@ const (
 const (
 	flagRaise = 1 << iota
 	flagOwn
+	flagFound
 )
 
 // Append appends the encoding of c to dst.
@@ -240,7 +241,7 @@ func appendStrings(dst []byte, all []string) []byte {
 }
 
 func (a *Alarm) append(dst []byte) []byte {
-	dst = append(dst, flags(a.Raise, flagRaise)|flags(a.Own, flagOwn))
+	dst = append(dst, flags(a.Raise, flagRaise)|flags(a.Own, flagOwn)|flags(a.Found, flagFound))
 	dst = binary.AppendVarint(dst, int64(a.Type))
 	return binary.AppendUvarint(dst, a.MemberID)
 }

@@ -1,6 +1,6 @@
 // Package config turns the command line, the environment and the configuration file into one Config. All three are made
 // from one list, the table of flags in table.go: names, defaults and sections are those of etcd 3.7, and each flag says
-// whether it works, comes later, or has no meaning here.
+// whether it works or has no meaning here.
 //
 // It never opens a listener or the data directory, and never logs: what deserves a line in the log is collected in
 // Config.Notes, because the logger is made from the Config.
@@ -8,14 +8,14 @@
 // Invariants, attacked by the tests beside this file:
 //   - The list has every flag that etcd 3.7 has, with its default (TestTableIsEtcds).
 //   - A configuration file alone wins over flags and environment; a flag wins over its variable (TestPrecedence).
-//   - No flag is silently ignored: one that comes later is refused as soon as its value is not the default, and one
-//     without meaning is noted once (TestLaterIsRefused, TestMeaninglessIsNoted).
+//   - No flag is silently ignored: one without meaning is noted once (TestMeaninglessIsNoted).
 //   - Every error is one sentence that names the flag (or variable, or key of the file), its value, what is wrong and what
 //     to do (TestBadInput).
 package config
 
 import (
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"time"
 )
@@ -105,6 +105,9 @@ type Config struct {
 	Tracing *Tracing
 	traced  bool
 	tracing Tracing
+
+	// LocalAddr is where connections to other members are made from; not valid: the system's choice.
+	LocalAddr netip.Addr
 
 	// Gates are all feature gates of etcd, and whether they are on.
 	Gates map[string]bool

@@ -108,7 +108,7 @@ func TestDefaults(t *testing.T) {
 	if err := c.CheckBootstrap(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
-	// Setting everything to its default is no different, whether it works, comes later or has no meaning.
+	// Setting everything to its default is no different, whether it works or has no meaning.
 	var args []string
 	for _, f := range Flags() {
 		if f.Kind != Ignored && f.Name != "config-file" && f.Name != "backend-bbolt-freelist-type" {
@@ -216,32 +216,24 @@ Log-Level: debug
 	}
 }
 
-func TestLaterIsRefused(t *testing.T) {
-	for _, f := range Flags() {
-		if f.Support != Later {
-			continue
+// The first address among the advertised ones that others could reach is the one to dial from.
+func TestLocalAddr(t *testing.T) {
+	const advertise = "--initial-advertise-peer-urls="
+	for _, x := range []struct{ args, want, note string }{
+		{advertise + "http://10.1.2.3:2380", "invalid IP", ""},
+		{"--feature-gates=SetMemberLocalAddr=true " + advertise + "http://127.0.0.1:2380,http://10.1.2.3:2380,http://10.1.2.4:2380", "10.1.2.3", "setting member local address"},
+		{"--feature-gates=AllAlpha=true " + advertise + "http://[::1]:2380,http://[fd00::1]:2380", "fd00::1", "setting member local address"},
+		{"--feature-gates=SetMemberLocalAddr=true " + advertise + "http://a.example:2380,http://0.0.0.0:2380", "invalid IP", "unable to set a member local address"},
+	} {
+		c := mustLoad(t, strings.Fields(x.args), nil, "")
+		noted := x.note == ""
+		for _, n := range c.Notes {
+			noted = noted || strings.HasPrefix(n.Message, x.note)
 		}
-		value := map[Kind]string{Bool: "true", Duration: "7s", URLs: "http://127.0.0.1:7777"}[f.Kind]
-		if f.Kind == Bool && f.Default == "true" {
-			value = "false"
-		}
-		if value == "" {
-			value = "7"
-		}
-		shown := value
-		if f.secret {
-			shown = "(hidden)"
-		}
-		_, err := load(t, []string{"--" + f.Name + "=" + value}, nil, "")
-		if want := "--" + f.Name + "=" + shown + ": "; err == nil || !strings.HasPrefix(err.Error(), want) || !strings.Contains(err.Error(), "not supported yet") {
-			t.Errorf("--%s=%s: %v", f.Name, value, err)
-		}
-		_, err = load(t, nil, []string{envName(f.Name) + "=" + value}, "")
-		if want := envName(f.Name) + "=" + shown + ": "; err == nil || !strings.HasPrefix(err.Error(), want) {
-			t.Errorf("%s=%s: %v", envName(f.Name), value, err)
+		if c.LocalAddr.String() != x.want || !noted {
+			t.Errorf("%s: %v, %v", x.args, c.LocalAddr, c.Notes)
 		}
 	}
-	mustLoad(t, []string{"--cors="}, nil, "")
 }
 
 func TestAutoCompaction(t *testing.T) {
@@ -435,6 +427,9 @@ func TestBadInput(t *testing.T) {
 		{"--discovery-token=x", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
 		{"--discovery-endpoints=127.0.0.1:1", "--discovery-token and --discovery-endpoints go together; give both, or neither"},
 		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1,,", "an endpoint is empty; write HOST:PORT,HOST:PORT"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-cert=a", "--discovery-cert, --discovery-key: a certificate and its key belong together"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-user=joe", "--discovery-user has no password; write it as NAME:PASSWORD"},
+		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-password=p", "--discovery-password is given without a user"},
 		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-srv=a.example", "exclude one another; give one of them"},
 		{"--discovery-srv=a.example --initial-cluster=default=http://127.0.0.1:1", "exclude one another; give one of them"},
 		{"--data-dr=x", "--data-dr is not a flag; did you mean --data-dir?"},
@@ -484,7 +479,6 @@ func TestBadInput(t *testing.T) {
 		{"--auto-compaction-mode=revision --auto-compaction-retention=8h", "--auto-compaction-retention=8h: not a number of revisions; write one of at least 0, as 1000, or --auto-compaction-mode=periodic"},
 		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=-1", "--distributed-tracing-sampling-rate=-1: tracing sampling rate must be positive; write a number from 0 to 1000000"},
 		{"--enable-distributed-tracing --distributed-tracing-sampling-rate=1000001", "--distributed-tracing-sampling-rate=1000001: tracing sampling rate must be less than 1000000"},
-		{"--feature-gates=SetMemberLocalAddr=true", "--feature-gates=SetMemberLocalAddr=true: choosing the local address of peer connections is not supported yet"},
 		{"--corrupt-check-time=-1s", "--corrupt-check-time=-1s: the time must not be negative; write 0 to turn the check off"},
 		{"--experimental-corrupt-check-time=-1s", "the time must not be negative"},
 		{"--compact-hash-check-time=0s", "--compact-hash-check-time=0s: the time must be above zero; etcd's default is 1m"},

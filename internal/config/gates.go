@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -20,8 +21,7 @@ type gate struct {
 	name  string
 	stage stage
 	on    bool // the default
-	// Support is as for a flag: that it works when turned on, that turning it on is refused for want of what Why names, or
-	// that it has no meaning, for the reason in Why.
+	// Support is as for a flag: it works when turned on, or it has no meaning, for the reason in Why.
 	support Support
 	why     string
 }
@@ -34,7 +34,7 @@ var gates = []gate{
 	{"LeaseCheckpoint", alpha, false, Meaningless, "a lease's time always goes on after a change of leader"},
 	{"LeaseCheckpointPersist", alpha, false, Meaningless, "a lease's time always goes on after a restart"},
 	{"PriorityRequest", alpha, false, Meaningless, "the queue of proposals has one bound for all"},
-	{"SetMemberLocalAddr", alpha, false, Later, "choosing the local address of peer connections"},
+	{"SetMemberLocalAddr", alpha, false, Works, "other members are dialled from the first of this member's advertised addresses"},
 	{"StopGRPCServiceOnDefrag", alpha, false, Meaningless, "there is nothing to defragment"},
 	{"TxnModeWriteWithSharedBuffer", beta, true, Meaningless, noBbolt},
 }
@@ -60,14 +60,11 @@ func (c *Config) EachGate(f func(name, stage string, on bool)) {
 }
 
 func gatesWhy() string {
-	var later, works, none []string
+	var works, none []string
 	for _, g := range gates {
-		switch g.support {
-		case Later:
-			later = append(later, g.name)
-		case Works:
+		if g.support == Works {
 			works = append(works, g.name)
-		default:
+		} else {
 			none = append(none, g.name)
 		}
 	}
@@ -75,7 +72,7 @@ func gatesWhy() string {
 	for _, p := range []struct {
 		names []string
 		what  string
-	}{{works, "can be turned on"}, {later, "come later"}, {none, "have no meaning"}} {
+	}{{works, "can be turned on"}, {none, "have no meaning"}} {
 		if len(p.names) > 0 {
 			parts = append(parts, strings.Join(p.names, ", ")+" "+p.what)
 		}
@@ -119,20 +116,28 @@ func (c *Config) setGates(s setting) error {
 		c.Gates[g.name] = on
 	}
 	for _, g := range gates {
-		_, named := given[g.name]
-		switch on := c.Gates[g.name]; {
-		case on == g.on || g.support == Works:
-		case g.support == Later && named:
-			return fmt.Errorf("%s: %s is not supported yet; leave %s out", s.shown, g.why, g.name)
-		case g.support == Later: // by its group
-			c.note(slog.LevelWarn, "feature gate is not supported yet and stays off", "gate", g.name, "missing", g.why)
-			c.Gates[g.name] = false
-		default:
+		if c.Gates[g.name] != g.on && g.support == Meaningless {
 			c.note(slog.LevelWarn, "feature gate has no meaning here and is ignored", "gate", g.name, "reason", g.why)
 		}
 	}
 	if c.Gates["LeaseCheckpointPersist"] && !c.Gates["LeaseCheckpoint"] {
 		return fmt.Errorf("%s: LeaseCheckpointPersist needs LeaseCheckpoint; give both or none", s.shown)
 	}
+	if c.Gates["SetMemberLocalAddr"] {
+		c.setLocalAddr()
+	}
 	return nil
+}
+
+// setLocalAddr takes the first advertised address that is not of this machine alone.
+func (c *Config) setLocalAddr() {
+	for _, u := range c.AdvertisePeerURLs {
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil && !a.IsLoopback() && !a.IsUnspecified() {
+			c.LocalAddr = a
+			c.note(slog.LevelInfo, "setting member local address", "LocalAddr", a.String())
+			return
+		}
+	}
+	c.note(slog.LevelWarn, "unable to set a member local address due to lack of suitable local addresses",
+		"advertise-peer-urls", Strings(c.AdvertisePeerURLs))
 }

@@ -19,8 +19,6 @@ func WriteHelp(w io.Writer) {
 		}
 		fmt.Fprintf(w, "  --%s '%s'\n    %s\n", f.Name, f.Default, f.Help)
 		switch {
-		case f.Support == Later:
-			fmt.Fprintf(w, "    Not supported yet, and refused unless left at the default: %s.\n", f.Why)
 		case f.Support == Meaningless:
 			fmt.Fprintf(w, "    Without meaning here, and noted once in the log: %s.\n", f.Why)
 		case f.Why != "":
@@ -48,8 +46,6 @@ func WriteTable(w io.Writer) {
 		switch {
 		case what == "":
 			what = f.Why
-		case f.Support == Later:
-			what += " **Missing:** " + f.Why + "."
 		case f.Why != "":
 			what += " **Here:** " + f.Why + "."
 		}

@@ -47,9 +47,7 @@ func Load(args, environ []string, readFile func(name string) ([]byte, error)) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := c.take(given); err != nil {
-		return nil, err
-	}
+	c.take(given)
 	if err := c.complete(given, file != ""); err != nil {
 		return nil, err
 	}
@@ -198,8 +196,8 @@ func (c *Config) addEnvironment(given map[string]setting, env map[string]string)
 	return nil
 }
 
-// take stores what was given, over the defaults, and settles what comes later or has no meaning.
-func (c *Config) take(given map[string]setting) error {
+// take stores what was given, over the defaults, and notes what has no meaning.
+func (c *Config) take(given map[string]setting) {
 	for _, f := range slices.Concat(table, fileOnly) {
 		s, ok := given[f.Name]
 		value := f.Default
@@ -212,15 +210,11 @@ func (c *Config) take(given map[string]setting) error {
 		if !ok || f.isDefault(value) {
 			continue
 		}
-		switch {
-		case f.Support == Later:
-			return fmt.Errorf("%s: %s is not supported yet; leave the setting out", s.shown, f.Why)
-		case f.Support == Meaningless:
+		if f.Support == Meaningless {
 			c.note(slog.LevelWarn, "setting has no meaning here and is ignored", "setting", s.shown, "reason", f.Why)
 		}
 		c.Given[f.Name] = s.written
 	}
-	return nil
 }
 
 // isDefault reports whether a parsed value is the default, or stands for the same.

@@ -7,14 +7,12 @@ type Support uint8
 const (
 	// Works: the flag does what it does in etcd.
 	Works Support = iota
-	// Later: the default is accepted; any other value is refused, because ignoring it would be a lie.
-	Later
 	// Meaningless: the flag tunes a part that Trivet does not have. Any value is accepted and noted once.
 	Meaningless
 )
 
 // String is the word for documents.
-func (s Support) String() string { return [...]string{"works", "later", "no meaning"}[s] }
+func (s Support) String() string { return [...]string{"works", "no meaning"}[s] }
 
 // Flag is one line of the table.
 type Flag struct {
@@ -24,8 +22,7 @@ type Flag struct {
 	Section string // heading in the help; empty: not listed there
 	Support Support
 	Help    string
-	// Why says for Later what is missing, for Meaningless what Trivet has instead, and for Works where the flag's effect
-	// differs from etcd's.
+	// Why says for Meaningless what Trivet has instead, and for Works where the flag's effect differs from etcd's.
 	Why string
 	// File is the key in the configuration file, with dots between the levels; empty: as Name; "-": none.
 	File string

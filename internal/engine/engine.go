@@ -175,6 +175,9 @@ func (e *Engine) tellFlushes(onFlush func(uint64)) {
 		}
 		e.Measure()
 		index, err := e.DurableApplied()
+		if errors.Is(err, ErrClosed) {
+			return // Close waits for readers
+		}
 		if err != nil {
 			e.logger.Error("reading the durable applied index", "dir", e.dir, "error", err)
 			continue

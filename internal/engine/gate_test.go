@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 
@@ -44,6 +46,38 @@ func TestCloseWaitsForReaders(t *testing.T) {
 		}
 		if err := e.Close(); !errors.Is(err, ErrClosed) {
 			t.Fatalf("closed twice: %v", err)
+		}
+	})
+}
+
+// A flush that ends while Close waits for a reader is no news, and no error.
+func TestFlushDuringClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		e, err := Open(Options{
+			FS: vfs.NewMem(), Dir: "state", OnFlush: func(uint64) {},
+			Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError})),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		it, err := e.NewIter(nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed := make(chan error, 1)
+		go func() { closed <- e.Close() }()
+		synctest.Wait()
+		e.flushed <- struct{}{}
+		synctest.Wait()
+		if err := it.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-closed; err != nil {
+			t.Fatal(err)
+		}
+		if log.Len() > 0 {
+			t.Errorf("logged as an error: %s", &log)
 		}
 	})
 }

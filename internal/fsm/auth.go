@@ -44,7 +44,7 @@ func (s *State) mayDo(v auth.View, r engine.Reader, c *command.Command) error {
 		return s.permitted(r, &p).lease(c.LeaseRevoke.ID)
 	case c.Auth != nil && c.Auth.Op != command.AuthAuthenticate:
 		return v.Admin(who)
-	case c.Alarm != nil && !c.Alarm.Own:
+	case c.Alarm != nil && !c.Alarm.Own && !c.Alarm.Found:
 		return v.Admin(who)
 	}
 	return nil

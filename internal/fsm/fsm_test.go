@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -292,8 +293,8 @@ func (p *parser) commandOf(f []string) *command.Command {
 	case "raise", "clear":
 		types := map[string]kv.AlarmType{"none": kv.AlarmNone, "nospace": kv.AlarmNoSpace, "corrupt": kv.AlarmCorrupt}
 		return &command.Command{Alarm: &command.Alarm{Raise: f[0] == "raise", Alarm: kv.Alarm{
-			Type: types[f[1]], MemberID: uint64(p.number(f[2])), Own: len(f) > 3,
-		}}}
+			Type: types[f[1]], MemberID: uint64(p.number(f[2])), Own: slices.Contains(f[3:], "own"),
+		}, Found: slices.Contains(f[3:], "found")}}
 	case "publish":
 		return &command.Command{MemberPublish: &command.MemberPublish{ID: uint64(p.number(f[1])), Name: f[2], ClientURLs: f[3:]}}
 	}

@@ -113,7 +113,7 @@ func rows(t *testing.T, s *State) []byte {
 }
 
 // The same entries make the same rows, however they fall into batches, whether anybody waits for the answers or not, and
-// whether a crash made a member apply some of them again.
+// whether a crash made a member apply some of them again (E#13766: an applied index that is not of one piece with its data).
 func TestSameEntriesSameState(t *testing.T) {
 	seeds := uint64(20)
 	if testing.Short() {

@@ -65,6 +65,16 @@ func AllAt(version string, members []string) bool {
 	return true
 }
 
+// TooOld reports whether a binary of version X.Y.Z does not serve all of what a cluster at a version may rely on.
+func TooOld(binary, cluster string) bool {
+	own, err := minor(binary)
+	if err != nil {
+		return false
+	}
+	agreed, err := minor(cluster)
+	return err == nil && own.LessThan(*agreed)
+}
+
 func oneBelow(a, b *semver.Version) bool { return a.Major == b.Major && a.Minor == b.Minor-1 }
 
 // lowestVersion is nil if a member did not say its version.

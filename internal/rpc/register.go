@@ -107,13 +107,13 @@ func (h healthStream) SendMsg(m any) error {
 	return h.ServerStream.SendMsg(m)
 }
 
-// add registers one service. A method that is not given is one that docs/compat.md lists as to come.
+// add registers one service, all of its methods.
 func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries map[string]unaryMethod, streams map[string]streamMethod) {
 	out := grpc.ServiceDesc{ServiceName: desc.ServiceName, HandlerType: (*any)(nil), Metadata: desc.Metadata}
 	for _, m := range desc.Methods {
 		f := unaries[m.MethodName]
 		if f == nil {
-			f = missing(desc.ServiceName, m.MethodName)
+			panic("rpc: nobody answers " + m.MethodName)
 		}
 		call := s.m.Call("unary", desc.ServiceName, m.MethodName)
 		h := s.unaryHandler("/"+desc.ServiceName+"/"+m.MethodName, call, gateOf(desc.ServiceName, m.MethodName), f)
@@ -122,7 +122,7 @@ func (s *Services) add(gs grpc.ServiceRegistrar, desc grpc.ServiceDesc, unaries 
 	for _, m := range desc.Streams {
 		f := streams[m.StreamName]
 		if f == nil {
-			f = missingStream(desc.ServiceName, m.StreamName)
+			panic("rpc: nobody answers " + m.StreamName)
 		}
 		kind := "server_stream"
 		if m.ClientStreams {
@@ -352,21 +352,6 @@ func (w watchStream) Recv() (*pb.WatchRequest, error) {
 func (w watchStream) Send(a *Answer) error {
 	w.call.Sent.Inc()
 	return w.stream.SendMsg(a)
-}
-
-func missing(service, method string) unaryMethod {
-	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
-	return func(_ context.Context, admit func() error, _ func(any) error) (any, any, error) {
-		if err := admit(); err != nil {
-			return nil, nil, err
-		}
-		return nil, nil, unimplemented(name)
-	}
-}
-
-func missingStream(service, method string) streamMethod {
-	name := service[strings.LastIndexByte(service, '.')+1:] + "." + method
-	return func(context.Context, grpc.ServerStream, *metrics.Call) error { return unimplemented(name) }
 }
 
 // unknown answers calls of services and methods that are not registered, in grpc-go's own texts.

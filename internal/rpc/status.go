@@ -98,10 +98,5 @@ func toStatus(err error) error {
 	return status.Error(codes.Unknown, err.Error())
 }
 
-// unimplemented is the answer of a call that is listed in docs/compat.md as not there yet.
-func unimplemented(call string) error {
-	return status.Errorf(codes.Unimplemented, "trivet: %s is not implemented yet (see docs/compat.md)", call)
-}
-
 // Text is what a client reads of err: etcd's text for it.
 func Text(err error) string { return status.Convert(toStatus(err)).Message() }

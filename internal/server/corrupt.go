@@ -326,7 +326,7 @@ func (m *Member) judge(ctx context.Context, term uint64, own leader.Data, answer
 		alarm := kv.Alarm{Type: kv.AlarmCorrupt, MemberID: id}
 		raised := slices.ContainsFunc(m.Alarms(), func(a kv.Alarm) bool { return a.Type == alarm.Type && a.MemberID == id })
 		if !raised {
-			m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true}})
+			m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true, Found: true}})
 		}
 	}
 	if len(corrupt) == 0 {

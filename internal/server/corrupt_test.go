@@ -177,6 +177,50 @@ func TestCorruptChecks(t *testing.T) {
 	}
 }
 
+// enableAuth makes the user root and switches authentication on.
+func enableAuth(t *testing.T, m *Member) {
+	t.Helper()
+	for _, a := range []command.Auth{
+		{Op: command.AuthUserAdd, Name: "root"}, {Op: command.AuthUserGrant, Name: "root", Role: "root"}, {Op: command.AuthEnable},
+	} {
+		if _, err := try(t, m, &command.Command{Auth: &a}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// With authentication on too, what members find is raised and cleared: nobody asks for it in a user's name.
+func TestAlarmsWithAuth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.startAll()
+		put(t, c.members[0], "k", "good")
+		enableAuth(t, c.members[0])
+		for i := range c.members {
+			if err := c.members[i].ReadBarrier(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.stopAll()
+		c.spoil(2, "good", "evil")
+		c.change = func(o *Options) {
+			o.CorruptCheckTime, o.QuotaBytes, o.QuotaManualDisarm = time.Second, 1, true // any state is larger
+		}
+		c.startAll()
+		time.Sleep(10 * time.Second)
+		if got := corruptAlarms(c.members[0]); len(got) != 1 || got[0] != c.members[2].identity.MemberID {
+			t.Errorf("alarms of corruption: %x", got)
+		}
+		for _, m := range c.members {
+			if raised, own := m.noSpace(); !raised || own {
+				t.Errorf("%s: the alarm NOSPACE is raised: %t, its own: %t", m.options.Name, raised, own)
+			}
+		}
+		c.stopAll()
+	})
+}
+
 // A member that takes care of its own damage is left out: its alarm stays its own, and stops nobody else.
 func TestCorruptCheckLeavesOwnAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

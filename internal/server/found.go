@@ -27,7 +27,7 @@ const askPeersFor = time.Second
 // acknowledged entries, and would deny both. Peers that cannot be reached cannot warn; as in etcd, a cluster whose members
 // all lost sight of one another while one lost its disk is beyond this check.
 func (m *Member) found() error {
-	members, self, clusterID := m.options.founders()
+	members, self, clusterID := m.options.founders(m.options.Token)
 	m.identity = datadir.Identity{
 		ClusterID: clusterID, MemberID: self.ID, Name: m.options.Name, Token: m.options.Token, PeerURLs: self.PeerURLs,
 	}
@@ -120,16 +120,18 @@ func (m *Member) lostLog() error {
 	return fmt.Errorf("%s: %w", m.dir.Log(), errLostLog)
 }
 
-// checkIdentity refuses a directory that belongs to another member or another cluster than the
-// flags describe. The list of members may differ from the founders: it changes with time.
+// checkIdentity refuses a directory that belongs to another member than the flags describe. The list of members may differ
+// from the founders: it changes with time. The token may too, because flags that begin with initial- speak of founding only:
+// whoever restores a snapshot under a token need not repeat it. What tells clusters apart is the id that was made of it.
 func (m *Member) checkIdentity() error {
 	id, o := m.dir.Identity, &m.options
-	hint := "give the data directory of this member, or an empty one to found a new member"
-	switch {
-	case id.Name != o.Name:
-		return fmt.Errorf("the data directory %s belongs to the member %q, not to %q: %s", o.DataDir, id.Name, o.Name, hint)
-	case id.Token != o.Token:
-		return fmt.Errorf("the data directory %s belongs to the cluster with the token %q, not %q: %s", o.DataDir, id.Token, o.Token, hint)
+	if id.Name != o.Name {
+		return fmt.Errorf("the data directory %s belongs to the member %q, not to %q: give the data directory of this member, "+
+			"or an empty one to found a new member", o.DataDir, id.Name, o.Name)
+	}
+	if id.Token != o.Token {
+		m.logger.Info("the token given means nothing to a member that was founded before",
+			"data-dir", o.DataDir, "founded-with", id.Token, "given", o.Token)
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ type Joined struct {
 type JoinRequest struct {
 	Name     string   `json:"name"`
 	PeerURLs []string `json:"peer_urls"`
+	Version  string   `json:"version,omitempty"` // of its binary's API
 }
 
 // joinAnswer is the answer. Later tells that the same question may be answered otherwise soon.
@@ -69,6 +70,9 @@ func DecodeJoined(b []byte) (Joined, error) {
 func (m *Member) join() error {
 	joined, err := m.options.Join(m.life)
 	if err != nil {
+		return err
+	}
+	if err := tooOld(m.options.APIVersion, joined.Version); err != nil {
 		return err
 	}
 	i := slices.IndexFunc(joined.Members, func(one member.Member) bool { return one.ID == joined.MemberID })
@@ -164,6 +168,9 @@ func (m *Member) letIn(ctx context.Context, r JoinRequest) (uint64, error) {
 	defer cancel()
 	if err := m.ReadBarrier(ctx); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrTryLater, err)
+	}
+	if err := tooOld(r.Version, m.machine.state.Load().Members.Version()); err != nil {
+		return 0, err
 	}
 	for _, old := range m.machine.state.Load().Members.All() {
 		sameURL := slices.ContainsFunc(old.PeerURLs, func(u string) bool { return slices.Contains(r.PeerURLs, u) })

@@ -275,6 +275,9 @@ func (m *Member) membersChanged() {
 	if members.Removed(m.identity.MemberID) {
 		m.removedBy("its own log says so")
 	}
+	if err := tooOld(m.options.APIVersion, members.Version()); err != nil {
+		m.fail(err)
+	}
 }
 
 // removedBy ends this member a moment later.
@@ -285,12 +288,15 @@ func (m *Member) removedBy(how string) {
 	})
 }
 
-// checkMembership refuses to start a member that knows that it was removed, and a state whose members are not those that
+// checkMembership refuses to start a member that knows that it was removed, a binary that is too old, and a state whose members are not those that
 // raft counts with.
 func (m *Member) checkMembership() error {
 	s := m.machine.state.Load()
 	if s.Members.Removed(m.identity.MemberID) {
 		return fmt.Errorf("member %x, %s: %w", m.identity.MemberID, m.options.DataDir, ErrRemoved)
+	}
+	if err := tooOld(m.options.APIVersion, s.Members.Version()); err != nil {
+		return err
 	}
 	if s.Applied.Index == 0 {
 		return nil // as others told it; a checkpoint will replace it

@@ -168,11 +168,11 @@ func (o *Options) electionTimeout() time.Duration { return time.Duration(o.Elect
 // requestTimeout bounds what a client waits for: as in etcd, time for a disk and two elections.
 func (o *Options) requestTimeout() time.Duration { return 5*time.Second + 2*o.electionTimeout() }
 
-// founders computes the ids of the founding members and of their cluster, as etcd does.
-func (o *Options) founders() (members []member.Member, self member.Member, clusterID uint64) {
+// founders computes the ids of the founding members and of their cluster, as etcd does, under the token they have or had.
+func (o *Options) founders(token string) (members []member.Member, self member.Member, clusterID uint64) {
 	var ids []uint64
 	for _, f := range o.Founders {
-		m := member.Member{ID: member.ID(f.PeerURLs, o.Token), Name: f.Name, PeerURLs: f.PeerURLs}
+		m := member.Member{ID: member.ID(f.PeerURLs, token), Name: f.Name, PeerURLs: f.PeerURLs}
 		if f.Name == o.Name {
 			self = m
 		}

@@ -112,10 +112,10 @@ func (m *Member) keepQuota(size int64, over bool) {
 	case !raised && quota > 0 && (size >= quota || over && (nearly(size, quota) || !alarm.Own)):
 		m.logger.Warn("the state has reached its quota: raising the alarm NOSPACE; delete keys and compact, or give a larger --quota-backend-bytes",
 			"size", size, "quota", quota, "clears-by-itself", alarm.Own)
-		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true}})
+		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true, Found: true}})
 	case own && alarm.Own && (quota < 0 || !nearly(size, quota)):
 		m.logger.Info("the state is below its quota again: clearing the alarm NOSPACE", "size", size, "quota", quota)
-		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm}})
+		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Found: true}})
 	}
 }
 
@@ -130,7 +130,7 @@ func (m *Member) clearForgotten() {
 			continue
 		}
 		if _, there := members.Get(a.MemberID); !there {
-			m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: a}})
+			m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: a, Found: true}})
 		}
 	}
 }

@@ -162,7 +162,7 @@ func (m *Member) lastMembers() ([]member.Member, error) {
 		}
 	}
 	if len(members) == 0 && m.options.Join == nil {
-		members, _, _ = m.options.founders()
+		members, _, _ = m.options.founders(m.identity.Token)
 	}
 	return members, nil
 }

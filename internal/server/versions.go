@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -18,6 +19,16 @@ func (m *Member) ClusterVersion() (string, rpc.Downgrade) {
 	members := m.machine.state.Load().Members
 	d := members.Downgrade()
 	return members.Version(), rpc.Downgrade{Enabled: d.Enabled, Target: d.Target}
+}
+
+// tooOld is the error of a member whose binary is older than the version that its cluster has agreed on, as etcd's refuses to
+// run: others rely on what it does not know. A cluster that was taken back first (ctl downgrade) does not refuse it.
+func tooOld(binary, cluster string) error {
+	if !leader.TooOld(binary, cluster) {
+		return nil
+	}
+	return fmt.Errorf("invalid downgrade: this binary serves version %s of the API, and the cluster has agreed on version %s, which is newer; start this member with a binary of that version or newer, or take the cluster back first (etcdctl downgrade enable, through members of the newer version)",
+		binary, cluster)
 }
 
 // watchVersions keeps the cluster's version at what all members serve while this member leads. It runs until the member
@@ -107,7 +118,11 @@ func (m *Member) endDowngrade() {
 }
 
 func (m *Member) proposeQuietly(c *command.Command) {
-	if _, err := m.Propose(m.life, c); err != nil && m.life.Err() == nil {
+	r, err := m.Propose(m.life, c)
+	if err == nil {
+		err = r.Err
+	}
+	if err != nil && m.life.Err() == nil {
 		m.logger.Warn("what this member decided could not be agreed on; it tries again", "what", c.Name(), "error", err)
 	}
 }

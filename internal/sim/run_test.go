@@ -54,7 +54,8 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
-// TestOneMember runs clusters of a single member, which has nobody to ask what is committed.
+// TestOneMember runs clusters of a single member, which has nobody to ask what is committed: what it showed to a reader must be
+// durable (E#14140).
 func TestOneMember(t *testing.T) {
 	o := Options{Members: 1, Faults: []string{"crash one", "power cut", "stop one", "slow disk"}}
 	for o.Seed = range uint64(4) {

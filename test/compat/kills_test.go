@@ -23,11 +23,11 @@ func (p *pair) killOrStart(o op) error {
 	if err := p.settle(); err != nil {
 		return err
 	}
-	return blameless(p.both(func(t *target) error { return t.kill(o.member, p.revision) }))
+	return blameless(p.both(func(t *target) error { return t.kill(o.member) }))
 }
 
 // kill does nothing if the member is dead, or if it would leave no majority.
-func (t *target) kill(member int, revision int64) error {
+func (t *target) kill(member int) error {
 	if slices.Contains(t.dead[:], true) {
 		return nil
 	}
@@ -52,10 +52,11 @@ func (t *target) kill(member int, revision int64) error {
 	if t.witness.member != member {
 		return nil
 	}
-	// Another witness has seen what the first one had; history may be compacted by now.
+	// Another witness has seen what the first one had, for history may be compacted by now, and sees what comes. It does not
+	// say from which revision: with one that is still to come it would be told of no progress.
 	seen := t.witness.first()
 	t.witness.close()
-	if err := t.openWitness((member+1)%memberCount, "", revision+1); err != nil {
+	if err := t.openWitness((member+1)%memberCount, "", 0); err != nil {
 		return err
 	}
 	t.witness.mu.Lock()

@@ -11,21 +11,22 @@ import (
 )
 
 var (
-	callsFlag  = flag.Int("calls", 3000, "random calls to make")
-	seedFlag   = flag.Uint64("seed", 0, "seed of the random calls; 0 takes one by chance")
-	firstFlag  = flag.Int("episode", 0, "number of the first episode of the random calls")
-	killsFlag  = flag.Int("kills", 3, "members to kill under random calls (TestKills)")
-	tlsFlag    = flag.Bool("tls", false, "TLS for clients and between members, with certificates both ways, on both systems")
-	scriptFlag = flag.String("script", "", "a script to run")
-	trivetFlag = flag.String("trivet", "", "the binary to test instead of the checkout's")
-	etcdFlag   = flag.String("etcd", "", "the binary to compare with instead of one built from etcd's module")
+	callsFlag   = flag.Int("calls", 3000, "random calls to make")
+	seedFlag    = flag.Uint64("seed", 0, "seed of the random calls; 0 takes one by chance")
+	firstFlag   = flag.Int("episode", 0, "number of the first episode of the random calls")
+	killsFlag   = flag.Int("kills", 3, "members to kill under random calls (TestKills)")
+	tlsFlag     = flag.Bool("tls", false, "TLS for clients and between members, with certificates both ways, on both systems")
+	scriptFlag  = flag.String("script", "", "a script to run")
+	trivetFlag  = flag.String("trivet", "", "the binary to test instead of the checkout's")
+	etcdutlFlag = flag.String("etcdutl", "", "the binary for snapshots instead of one built from etcdutl's module")
+	etcdFlag    = flag.String("etcd", "", "the binary to compare with instead of one built from etcd's module")
 )
 
 var systems pair
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	status, err := run(m)
+	status, err := runAll(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		status = 1
@@ -33,8 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// run builds both systems and runs the tests; members start when the first script does.
-func run(m *testing.M) (int, error) {
+// runAll builds both systems and runs the tests; members start when the first script does.
+func runAll(m *testing.M) (int, error) {
 	dir, err := os.MkdirTemp("", "trivet-compat-")
 	if err != nil {
 		return 1, err

@@ -195,7 +195,7 @@ func (t *target) reset() error {
 	return t.openWitness(0, "", base)
 }
 
-// openWitness has a member tell everything from a revision on, in the name of a user who may see it.
+// openWitness has a member tell everything from a revision on, 0 for what is to come, in the name of a user who may see it.
 func (t *target) openWitness(member int, user string, from int64) (err error) {
 	if t.witness, err = openWatch(t, member, user); err != nil {
 		return err

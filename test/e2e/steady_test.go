@@ -152,6 +152,17 @@ func (s *steady) startClient(ctx context.Context, client *clientv3.Client, i int
 		}
 		return err
 	})
+	s.repeat("range in a stream", func(ctx context.Context) error {
+		stream, err := client.GetStream(ctx, "steady/range/", clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
+		answer, err := clientv3.GetStreamToGetResponse(stream)
+		if err == nil && len(answer.Kvs) != 200 {
+			err = fmt.Errorf("%d keys", len(answer.Kvs))
+		}
+		return err
+	})
 	s.repeat("member list", func(ctx context.Context) error {
 		_, err := client.MemberList(ctx)
 		return err
