@@ -195,7 +195,8 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// TestBump raises the revision and forgets history, and changes no key.
+// TestBump raises the revision and forgets history, and changes no key: nobody who watched the old store is told other changes
+// under revisions that it has seen (E#16028, E#18340).
 func TestBump(t *testing.T) {
 	s := busy(t, rand.New(rand.NewPCG(7, 7)), 400)
 	got, im := imported(t, withSum(t, exported(t, s)), 1000)

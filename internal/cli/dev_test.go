@@ -179,7 +179,7 @@ func TestDevToldTwice(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(log), `"msg":"stopped"`) {
+	if !strings.Contains(string(log), `"msg":"closed etcd server"`) {
 		t.Errorf("the member was not stopped in good order:\n%s", log)
 	}
 }
@@ -222,7 +222,7 @@ func TestDevReaderGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	log, err := os.ReadFile(filepath.Join(dir, "m1.log"))
-	if err != nil || !strings.Contains(string(log), `"msg":"stopped"`) {
+	if err != nil || !strings.Contains(string(log), `"msg":"closed etcd server"`) {
 		t.Errorf("the member was not stopped in good order: %v\n%s", err, log)
 	}
 }

@@ -25,12 +25,14 @@ import (
 
 // node is a member with its doors: the sockets for peers and clients, the services, and the metrics.
 type node struct {
+	name     string
 	log      *slog.Logger
 	drain    time.Duration // bounds the end of clients' calls at a stop
 	handOver time.Duration // bounds handing leadership over
 	member   *server.Member
 	services *rpc.Services
 	front    *gateway.Server
+	doors    *doors
 	spans    *tracing.Exporter // nil: none are sent
 	failed   chan error        // room for the first
 }
@@ -42,7 +44,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (_ *node, 
 	if err != nil {
 		return nil, err
 	}
-	n := &node{log: log, drain: 5*time.Second + 2*c.ElectionTimeout, handOver: 2 * c.ElectionTimeout, failed: make(chan error, 1)}
+	n := &node{log: log, name: c.Name, drain: 5*time.Second + 2*c.ElectionTimeout, handOver: 2 * c.ElectionTimeout, failed: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			doors.close()
@@ -73,7 +75,7 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (_ *node, 
 		ClientCertAuth: c.ClientTLS.ClientCertAuth,
 		Backend:        n.member, Logger: log, Metrics: m,
 		MaxRequestBytes: int(c.MaxRequestBytes), MaxTxnOps: int(c.MaxTxnOps),
-		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration,
+		ElectionTimeout: c.ElectionTimeout, WarnSlow: c.WarningUnaryRequestDuration, WarnApply: c.WarningApplyDuration,
 		Tokens: tokens, Passwords: token.NewPasswords(int(min(c.BcryptCost, 99))),
 		Tracer: n.spans.Tracer(),
 	})
@@ -93,6 +95,8 @@ func startNode(c *config.Config, log *slog.Logger, fatal func(error)) (_ *node, 
 		n.services.Stop()
 		return nil, errors.Join(err, n.member.Stop(context.Background()))
 	}
+	n.doors = doors
+	logServing(log, c, n.member.Header().MemberID)
 	go n.watch() // ends with the process: a node lives as long as it
 	return n, nil
 }
@@ -161,6 +165,7 @@ var errNotClosed = errors.New("the stop takes too long and is broken off: the di
 // that neither waits for the other; calls under way are answered, which takes at most as long as a call may; then the member
 // stops and its state is made durable. No part of it can hold up the end for longer than its bound.
 func (n *node) stop() error {
+	n.log.Info(msgClosing, "name", n.name)
 	done := make(chan error, 1)
 	go func() { done <- n.stopInOrder() }()
 	select {
@@ -168,7 +173,7 @@ func (n *node) stop() error {
 		if err != nil {
 			return fmt.Errorf("stop the member: %w", err)
 		}
-		n.log.Info("stopped")
+		n.log.Info(msgClosed, "name", n.name)
 		return nil
 	case <-time.After(n.drain + n.handOver + closeTimeout):
 		return errNotClosed
@@ -201,6 +206,7 @@ func (n *node) abort() {
 	if err := n.member.Abort(ctx); err != nil {
 		n.log.Warn("stopping the member before it is rebuilt", "error", err)
 	}
+	n.stopTracing()
 }
 
 func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors *doors) (server.Options, error) {
@@ -208,6 +214,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 		DataDir: c.DataDir, NoFsync: c.UnsafeNoFsync, Name: c.Name, Token: c.InitialClusterToken,
 		PeerURLs: config.Strings(c.AdvertisePeerURLs), ClientURLs: config.Strings(c.AdvertiseClientURLs),
 		Tick: c.Heartbeat, ElectionTicks: int(c.ElectionTimeout / c.Heartbeat), CatchupEntries: c.SnapshotCatchupEntries,
+		SlowDisk:        c.SlowDiskThreshold,
 		WatchProgress:   c.WatchProgressNotifyInterval,
 		MaxRequestBytes: int(c.MaxRequestBytes), QuotaBytes: c.QuotaBackendBytes, QuotaManualDisarm: c.QuotaManualDisarm,
 		Origin: rand.Uint64() | 1, // never zero
@@ -243,6 +250,6 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 			FS: tc.FS, Incoming: tc.Incoming, Logger: log, Observer: observeTransport(m, self),
 		})
 	}
-	o.Observer = observeMember(m, log, c.WarningApplyDuration)
+	o.Observer = observeMember(m, log, c.WarningApplyDuration, c.Heartbeat)
 	return o, nil
 }

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
@@ -22,47 +25,88 @@ import (
 // hexID is how etcd writes ids in labels.
 func hexID(id uint64) string { return fmt.Sprintf("%x", id) }
 
-func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply time.Duration) server.Observer {
+func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply, heartbeat time.Duration) server.Observer {
 	var leader uint64 // of the last change; the replica calls from one goroutine
+	deleted := 0      // by the compaction under way; the compactor calls from one goroutine
 	return server.Observer{
-		LogSync: func(d time.Duration) { m.LogSyncSeconds.Observe(d.Seconds()) },
-		Applied: func(out *fsm.Outcome, d time.Duration) { observeApplied(m, out, d) },
+		LogSync: func(d time.Duration) {
+			m.LogSyncSeconds.Observe(d.Seconds())
+			if d > slowSync {
+				log.Warn("slow fdatasync", "took", d, "expected-duration", slowSync)
+			}
+		},
+		Applied: func(out *fsm.Outcome, d time.Duration) {
+			observeApplied(m, out, d)
+			if d > slowApply {
+				m.SlowApply.Inc()
+				warnSlowApply(log, out, d, slowApply)
+			}
+		},
 		LogWrite: func(bytes int, d time.Duration) {
 			m.LogWriteBytes.Add(float64(bytes))
 			m.LogWriteSeconds.Observe(d.Seconds())
 		},
+		DiskFull:   func(full bool) { setTruth(m.DiskFull, full) },
 		ReadFailed: m.ReadIndexFailed.Inc,
-		CompactStep: func(deleted int, d time.Duration) {
-			m.CompactionKeys.Add(float64(deleted))
+		CompactStep: func(n int, d time.Duration) {
+			deleted += n
+			m.CompactionKeys.Add(float64(n))
 			m.CompactionPause.Observe(float64(d.Milliseconds()))
 		},
-		Compacted: func(_ int64, d time.Duration) {
+		Compacted: func(revision int64, d time.Duration) {
+			log.Info("finished scheduled compaction", "compact-revision", revision, "took", d, "number-of-keys-compacted", deleted)
+			deleted = 0
 			m.CompactionTotal.Observe(float64(d.Milliseconds()))
 			m.CompactionLast.SetToCurrentTime()
 		},
 		Replica: replica.Observer{
-			ApplyTook: func(entries int, d time.Duration) {
-				if d > slowApply {
-					m.SlowApply.Inc()
-					log.Warn("apply request took too long", "took", d, "expected-duration", slowApply, "entries", entries)
-				}
-			},
 			LeaderChanged: func(id, _ uint64) {
 				if id != 0 && id != leader {
 					m.LeaderChanges.Inc()
 				}
 				leader = id
 			},
-			ReadRetried:  m.SlowReadIndex.Inc,
+			ReadRetried: func(after time.Duration) {
+				m.SlowReadIndex.Inc()
+				log.Warn("waiting for ReadIndex response took too long, retrying", "retry-timeout", after)
+			},
 			ProposalLost: func(n int) { m.ProposalsFailed.Add(float64(n)) },
 			Installing:   func() { m.SnapshotApplying.Set(1) },
 			Installed:    func(uint64, time.Duration) { m.SnapshotApplying.Set(0) },
+			DiskSlow:     func(slow bool) { setTruth(m.DiskSlow, slow) },
+			HandedOver:   func(uint64) { m.DiskHandOvers.Inc() },
 			HeartbeatLate: func(d time.Duration) {
 				m.HeartbeatSendFailures.Inc()
-				log.Warn("leader failed to send out heartbeat on time; this machine or its disk is overloaded", "late", d)
+				log.Warn("leader failed to send out heartbeat on time; took too long, leader is overloaded likely from slow disk",
+					"heartbeat-interval", heartbeat, "expected-duration", 2*heartbeat, "exceeded-duration", d)
 			},
 		},
 	}
+}
+
+func setTruth(g interface{ Set(float64) }, is bool) {
+	if is {
+		g.Set(1)
+	} else {
+		g.Set(0)
+	}
+}
+
+// slowSync is how long an fdatasync may take before the log says so, as in etcd.
+const slowSync = time.Second
+
+// warnSlowApply is etcd's line about a slow request. Requests are applied in batches here, so that it is about one of those.
+func warnSlowApply(log *slog.Logger, out *fsm.Outcome, took, expected time.Duration) {
+	kinds := map[string]int{}
+	for _, r := range out.Ran {
+		kinds[r.Name]++
+	}
+	var request []string
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		request = append(request, fmt.Sprintf("%s:%d", kind, kinds[kind]))
+	}
+	log.Warn("apply request took too long", "took", took, "expected-duration", expected, "prefix", "",
+		"request", "batch:<"+strings.Join(request, " ")+">", "response", "")
 }
 
 // etcdOps are etcd's names, in its metrics, for what is applied.

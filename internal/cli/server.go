@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -17,7 +16,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
-	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc/grpclog"
 
 	"github.com/trivet-kv/trivet/internal/config"
@@ -93,8 +91,7 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 	// The libraries of gRPC write lines of their own form to stderr about what clients do wrong; the answer says it too.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 
-	log.Info("starting a member", "name", c.Name, "trivet-version", Version, "git-sha", revision(), "etcd-version", version.Version,
-		"go-version", runtime.Version(), "data-dir", c.DataDir, "settings", c.Given)
+	logStarting(log, c)
 	logNotes(log, c)
 	if err := checkFounding(c, log); err != nil {
 		return err
@@ -111,10 +108,10 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 		select {
 		case <-ready:
 			ready = nil
-			log.Info("ready to serve client requests", "member", fmt.Sprintf("%x", n.member.Header().MemberID), "client-urls", config.Strings(c.AdvertiseClientURLs))
+			logReady(log, c, n.doors, n.member.Header().MemberID)
 			notifySystemd(log, daemon.SdNotifyReady)
 		case s := <-signals:
-			log.Info("received a signal; stopping", "signal", s.String())
+			log.Info(msgSignal, "signal", s.String())
 			notifySystemd(log, daemon.SdNotifyStopping)
 			cancel()
 			stopOnSecond(signals, log)

@@ -65,6 +65,8 @@ type Config struct {
 	Heartbeat       time.Duration
 	ElectionTimeout time.Duration // at least five heartbeats
 
+	SlowDiskThreshold time.Duration // of a commit of the log, from which on a leader hands over; 0: it never does
+
 	SnapshotCatchupEntries uint64 // log entries kept for followers that were away
 
 	QuotaManualDisarm    bool   // the alarm of the quota is cleared by hand only

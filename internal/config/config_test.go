@@ -41,7 +41,7 @@ func TestTableIsEtcds(t *testing.T) {
 	}
 	want := map[string]string{
 		"config-file": "", "discovery-fallback": "exit", "initial-cluster-state": "new", "v2-deprecation": "write-only", "version": "false",
-		"join": "", "quota-manual-disarm": "false", // ours
+		"join": "", "quota-manual-disarm": "false", "slow-disk-threshold": "500ms", // ours
 		"experimental-initial-corrupt-check": "false", "experimental-corrupt-check-time": "0s", // of etcd up to 3.6
 		"experimental-compact-hash-check-enabled": "false", "experimental-compact-hash-check-time": "1m0s",
 	}
@@ -444,6 +444,9 @@ func TestBadInput(t *testing.T) {
 		{"--heartbeat-interval=0", "--heartbeat-interval=0: the interval must be above zero; etcd's default is 100"},
 		{"--election-timeout=400", "--election-timeout=400: the timeout must be at least five times --heartbeat-interval (100 ms); write 500 or more"},
 		{"--election-timeout=50001", "longer than 50000 ms"},
+		{"--slow-disk-threshold=-1s", "--slow-disk-threshold=-1s: the duration must not be negative; write 0 to keep leadership whatever the disk does"},
+		{"--slow-disk-threshold=500", "--slow-disk-threshold=500: not a duration; write it with a unit, such as 10m, 30s or 250ms"},
+		{"--slow-disk-threshold=5ms", "--slow-disk-threshold=5ms: shorter than 10ms, which a good disk may take now and then; write more, or 0 to keep leadership whatever the disk does"},
 		{"--warning-apply-duration=5", "--warning-apply-duration=5: not a duration; write it with a unit, such as 10m, 30s or 250ms"},
 		{"--enable-pprof=maybe", "--enable-pprof=maybe: not a truth value; write true or false"},
 		{"--listen-peer-urls=localhost:2380", `--listen-peer-urls=localhost:2380: "localhost:2380" is not a URL; write it as http://HOST:PORT or https://HOST:PORT`},

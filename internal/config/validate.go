@@ -99,6 +99,9 @@ func outgoingAddress() string {
 	return host
 }
 
+// minSlowDisk is the shortest threshold that makes sense.
+const minSlowDisk = 10 * time.Millisecond
+
 // validate checks each setting and how they go together; what depends on the data directory is CheckBootstrap's.
 func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	// at names the setting that was given, or the default.
@@ -114,17 +117,8 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	if err := c.validateURLs(at); err != nil {
 		return err
 	}
-	switch {
-	case c.Heartbeat == 0:
-		return fmt.Errorf("%s: the interval must be above zero; etcd's default is 100", at("heartbeat-interval"))
-	case c.ElectionTimeout < 5*c.Heartbeat:
-		return fmt.Errorf("%s: the timeout must be at least five times --heartbeat-interval (%d ms); write %d or more",
-			at("election-timeout"), c.Heartbeat.Milliseconds(), 5*c.Heartbeat.Milliseconds())
-	case c.ElectionTimeout > 50*time.Second:
-		return fmt.Errorf("%s: the timeout is longer than 50000 ms; write less", at("election-timeout"))
-	case c.GRPCKeepAliveInterval < 0 || c.GRPCKeepAliveTimeout < 0 || c.GRPCKeepAliveMinTime < 0:
-		return fmt.Errorf("%s, %s, %s: durations must not be negative; write 0 to turn one off",
-			at("grpc-keepalive-min-time"), at("grpc-keepalive-interval"), at("grpc-keepalive-timeout"))
+	if err := c.validateTimes(at); err != nil {
+		return err
 	}
 	for _, f := range []struct {
 		name  string
@@ -196,6 +190,28 @@ func (c *Config) setTracing(at func(string) string) error {
 		return fmt.Errorf("%s: tracing sampling rate %s; write a number from 0 to %d", at("distributed-tracing-sampling-rate"), wrong, million)
 	}
 	c.Tracing = &c.tracing
+	return nil
+}
+
+// validateTimes checks the intervals, timeouts and thresholds.
+func (c *Config) validateTimes(at func(string) string) error {
+	switch {
+	case c.Heartbeat == 0:
+		return fmt.Errorf("%s: the interval must be above zero; etcd's default is 100", at("heartbeat-interval"))
+	case c.ElectionTimeout < 5*c.Heartbeat:
+		return fmt.Errorf("%s: the timeout must be at least five times --heartbeat-interval (%d ms); write %d or more",
+			at("election-timeout"), c.Heartbeat.Milliseconds(), 5*c.Heartbeat.Milliseconds())
+	case c.ElectionTimeout > 50*time.Second:
+		return fmt.Errorf("%s: the timeout is longer than 50000 ms; write less", at("election-timeout"))
+	case c.SlowDiskThreshold < 0:
+		return fmt.Errorf("%s: the duration must not be negative; write 0 to keep leadership whatever the disk does", at("slow-disk-threshold"))
+	case c.SlowDiskThreshold > 0 && c.SlowDiskThreshold < minSlowDisk:
+		return fmt.Errorf("%s: shorter than %v, which a good disk may take now and then; write more, or 0 to keep leadership whatever the disk does",
+			at("slow-disk-threshold"), minSlowDisk)
+	case c.GRPCKeepAliveInterval < 0 || c.GRPCKeepAliveTimeout < 0 || c.GRPCKeepAliveMinTime < 0:
+		return fmt.Errorf("%s, %s, %s: durations must not be negative; write 0 to turn one off",
+			at("grpc-keepalive-min-time"), at("grpc-keepalive-interval"), at("grpc-keepalive-timeout"))
+	}
 	return nil
 }
 

@@ -24,6 +24,8 @@ var (
 	// ErrTimeoutLeaderFail and ErrTimeoutLostConnection tell why a request timed out.
 	ErrTimeoutLeaderFail     = errors.New("request timed out, possibly due to previous leader failure")
 	ErrTimeoutLostConnection = errors.New("request timed out, possibly due to connection lost")
+	ErrTimeoutApply          = errors.New("request timed out, waiting for the applied index took too long")
+	ErrDiskHangs             = errors.New("the disk of this member does not answer; ask another member")
 	ErrNoLeader              = errors.New("no leader")
 	ErrNotLeader             = errors.New("not leader")
 	ErrLeaderChanged         = errors.New("leader changed")

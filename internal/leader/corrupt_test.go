@@ -32,7 +32,7 @@ func TestCorrupt(t *testing.T) {
 		{what: "one of three, while one is silent", others: []Data{hash(2, 8)}, members: 3, want: []uint64{Somebody}, compared: 1},
 		{what: "two of five", others: []Data{same(2), hash(5, 8), same(4), hash(3, 9)}, members: 5, want: []uint64{3, 5}, compared: 4},
 		{what: "leader and another of five", others: []Data{same(2), hash(5, 8), hash(4, 8), hash(3, 8)}, members: 5, want: []uint64{1, 2}, compared: 4},
-		{what: "lost history", others: []Data{same(2), other(3, func(d *Data) { d.Hashed, d.Revision = false, rev-1 })}, members: 3, want: []uint64{3}, compared: 2},
+		{what: "lost history (E#13766)", others: []Data{same(2), other(3, func(d *Data) { d.Hashed, d.Revision = false, rev-1 })}, members: 3, want: []uint64{3}, compared: 2},
 		{what: "lost a compaction", others: []Data{same(2), other(3, func(d *Data) { d.Compact-- })}, members: 3, want: []uint64{3}, compared: 2},
 		{what: "two that lost history do not agree with each other",
 			others: []Data{other(2, func(d *Data) { d.Compact-- }), other(3, func(d *Data) { d.Compact-- })}, members: 3, want: []uint64{Somebody}, compared: 2},

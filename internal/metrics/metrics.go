@@ -67,6 +67,9 @@ type Metrics struct {
 	LeaseTTL                     prometheus.Histogram // seconds
 
 	// The disk.
+	DiskFull              prometheus.Gauge     // 1 while something waits for room on the disk
+	DiskSlow              prometheus.Gauge     // 1 while the log's disk is slower than the threshold
+	DiskHandOvers         prometheus.Counter   // of leadership, because the disk was slow
 	LogSyncSeconds        prometheus.Histogram // of the raft log: etcd's WAL
 	LogWriteSeconds       prometheus.Histogram
 	LogWriteBytes         prometheus.Gauge
@@ -181,6 +184,9 @@ func (m *Metrics) fillStore() {
 }
 
 func (m *Metrics) fillDisk() {
+	m.DiskFull = m.gauge("trivet_disk_full", "1 while the member waits for room on its disk and refuses what needs more.")
+	m.DiskSlow = m.gauge("trivet_disk_slow", "1 while commits to the log take longer than --slow-disk-threshold.")
+	m.DiskHandOvers = m.counter("trivet_disk_slow_handovers_total", "Times that this member began to hand leadership over because of its disk.")
 	m.LogSyncSeconds = m.histogram("etcd_disk_wal_fsync_duration_seconds", "Time of one sync of the raft log.", exp(0.001, 14))
 	m.LogWriteSeconds = m.histogram("etcd_disk_wal_write_duration_seconds", "Time of one write to the raft log.", exp(0.001, 14))
 	m.LogWriteBytes = m.gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the raft log.")

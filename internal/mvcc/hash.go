@@ -15,12 +15,19 @@ import (
 // the same history. It does not depend on how far deleting has come. It reads every version once. Errors:
 // kv.ErrCompacted, kv.ErrFutureRevision, the context's.
 func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev, hashRev int64, err error) {
+	return s.HashKVCompacted(ctx, rev, -1)
+}
+
+// HashKVCompacted is HashKV as it would be if history had been compacted at least up to a revision (-1: as it is), to compare
+// with a store that has compacted further.
+func (s *Store) HashKVCompacted(ctx context.Context, rev, least int64) (hash uint32, compactRev, hashRev int64, err error) {
 	for {
-		compact, current := s.CompactRevision(), s.Revision()
+		has, current := s.CompactRevision(), s.Revision()
+		compact := max(has, least)
 		if rev > 0 && rev < compact {
 			return 0, 0, 0, kv.ErrCompacted
 		}
-		if rev > current {
+		if max(rev, compact) > current {
 			return 0, 0, 0, kv.ErrFutureRevision
 		}
 		at := rev
@@ -31,7 +38,7 @@ func (s *Store) HashKV(ctx context.Context, rev int64) (hash uint32, compactRev,
 		if err != nil {
 			return 0, 0, 0, err
 		}
-		if s.CompactRevision() != compact {
+		if s.CompactRevision() != has {
 			if err := it.Close(); err != nil {
 				return 0, 0, 0, err
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -22,9 +23,10 @@ type writer struct {
 	terms     terms
 	hardState *raftpb.HardState
 	active    *segment
-	written   int64 // end of what was given to the file
-	synced    int64 // end of what is known durable; at most written
-	marked    bool  // the last record is the mark of a clean end
+	written   int64  // end of what was given to the file
+	synced    int64  // end of what is known durable; at most written
+	tail      []byte // what was given to the file from synced to written, but for the buffer of this group
+	marked    bool   // the last record is the mark of a clean end
 	enc       encoder
 	group     []staged
 	needSync  bool
@@ -185,6 +187,7 @@ func (l *Log) flush() error {
 	if len(w.group) == 0 {
 		return nil
 	}
+	l.pace.begin()
 	if err := l.writeOut(); err != nil {
 		return err
 	}
@@ -193,6 +196,8 @@ func (l *Log) flush() error {
 			return err
 		}
 	}
+	w.keepTail()
+	l.pace.end(w.needSync)
 	l.publish()
 	w.enc.base, w.enc.durable, w.enc.buf = w.written, w.synced, w.enc.buf[:0]
 	if cap(w.enc.buf) > keepBufferBytes {
@@ -222,7 +227,11 @@ func (l *Log) writeOut() error {
 		return nil
 	}
 	begin := time.Now()
-	if _, err := w.active.file.WriteAt(w.enc.buf, w.enc.base); err != nil {
+	err := l.withRoom(func() error {
+		_, err := w.active.file.WriteAt(w.enc.buf, w.enc.base)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("write raft log segment %s at offset %d: %w", w.active.path, w.enc.base, err)
 	}
 	l.opt.OnWrite(len(w.enc.buf), time.Since(begin))
@@ -230,18 +239,36 @@ func (l *Log) writeOut() error {
 	return nil
 }
 
+// keepTail remembers the group's bytes if they are not durable. Writes that nobody waits for are small and few.
+func (w *writer) keepTail() {
+	if w.synced < w.written {
+		w.tail = append(w.tail, w.enc.buf...)
+	}
+}
+
 // sync makes all that was written durable. A failed sync is final: the kernel may have dropped the pages and call the next
-// sync a success.
+// sync a success. Only on a full disk, where every sync fails until there is room, it is tried again, and before that all that
+// is not known to be durable is written again.
 func (l *Log) sync() error {
 	w := &l.w
 	if w.synced == w.written {
 		return nil
 	}
 	begin := time.Now()
-	if err := w.active.file.SyncData(); err != nil {
+	again := false
+	err := l.withRoom(func() error {
+		if again {
+			if _, err := w.active.file.WriteAt(slices.Concat(w.tail, w.enc.buf), w.synced); err != nil {
+				return err
+			}
+		}
+		again = true
+		return w.active.file.SyncData()
+	})
+	if err != nil {
 		return fmt.Errorf("sync raft log segment %s: %w", w.active.path, err)
 	}
-	w.synced = w.written
+	w.synced, w.tail = w.written, nil
 	l.opt.OnSync(time.Since(begin))
 	return nil
 }
@@ -290,6 +317,8 @@ func (l *Log) markClosed() error {
 // switchSegment goes on in a new segment that has room for a write of n bytes. Nothing is staged.
 func (l *Log) switchSegment(n int64) error {
 	w := &l.w
+	l.pace.begin()
+	defer l.pace.end(false)
 	// The successor's header says that this segment is durable up to its end: make it so.
 	if err := l.sync(); err != nil {
 		return err
@@ -325,7 +354,7 @@ func (l *Log) switchSegment(n int64) error {
 
 // activate makes s the segment that is written to, from end on, which is durable.
 func (w *writer) activate(s *segment, end int64) {
-	w.active, w.written, w.synced, w.marked = s, end, end, false
+	w.active, w.written, w.synced, w.marked, w.tail = s, end, end, false, nil
 	w.enc = encoder{seal: s.seal, base: end, durable: end, buf: w.enc.buf[:0]}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -18,16 +19,18 @@ var errCrashed = errors.New("crashed")
 
 // universe is one log's life over several crashes, and what the model knows of it.
 type universe struct {
-	t      *testing.T
-	seed   uint64
-	r      *rand.Rand
-	fs     *vfs.MemFS
-	opt    Options
-	mu     sync.Mutex
-	states []model // states[k] is the log after k writes
-	acked  int     // all writes up to this one must survive
-	cut    uint64  // the largest Cut
-	rigid  bool    // all writes have one entry of one size, so that what was torn off fits behind what is written anew
+	full          func(op string) bool // if set, whether the disk is full for the next operation
+	begun, ending func()               // if set, called when a log has been opened and before it is closed
+	t             *testing.T
+	seed          uint64
+	r             *rand.Rand
+	fs            *vfs.MemFS
+	opt           Options
+	mu            sync.Mutex
+	states        []model // states[k] is the log after k writes
+	acked         int     // all writes up to this one must survive
+	cut           uint64  // the largest Cut
+	rigid         bool    // all writes have one entry of one size, so that what was torn off fits behind what is written anew
 }
 
 // crash makes the file system of a machine that lost power now: synced bytes, and of the others a random part, by blocks
@@ -122,6 +125,9 @@ func (u *universe) live(crashAt, writes int) (clean bool) {
 			u.mu.Unlock()
 			return errCrashed
 		}
+		if u.full != nil && u.full(op) {
+			return syscall.ENOSPC
+		}
 		return nil
 	}}
 	opt := u.opt
@@ -135,8 +141,14 @@ func (u *universe) live(crashAt, writes int) (clean bool) {
 		return false
 	}
 	u.check(l)
+	if u.begun != nil {
+		u.begun()
+	}
 	for n := 0; n < writes && l.Err() == nil; n++ {
 		u.write(l)
+	}
+	if u.ending != nil {
+		u.ending()
 	}
 	if err := l.Close(); err != nil && !errors.Is(err, errCrashed) {
 		u.t.Fatal(err)

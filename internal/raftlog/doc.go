@@ -33,7 +33,7 @@
 //   - A segment's successor exists under its name only if the segment is durable to its last byte.
 //   - Segments vanish from the oldest on, one directory sync each, so that no crash leaves a gap.
 //   - A file is reused only after a directory sync has made its old name unreachable.
-//   - After a failed write or sync nothing is acknowledged any more; what a failed sync may have left clean in the page
+//   - After a failed write or sync, but for want of room, nothing is acknowledged any more; what a failed sync may have left clean in the page
 //     cache is written again by the next Open, before it is believed.
 //
 // # Goroutines

@@ -32,40 +32,63 @@ func (l *Log) beginSegment(f freeFile, h segmentHeader) (*segment, error) {
 		path: l.fs.PathJoin(l.dir, segmentName(h.seal.seq, liveSuffix)), file: f.file, segmentHeader: h,
 		end: segmentHeaderBytes,
 	}
-	if _, err := f.file.WriteAt(h.encode(), 0); err != nil {
-		return nil, fmt.Errorf("write header of raft log segment %s: %w", s.path, err)
+	if err := l.withRoom(func() error {
+		if _, err := f.file.WriteAt(h.encode(), 0); err != nil {
+			return fmt.Errorf("write header of raft log segment %s: %w", s.path, err)
+		}
+		if err := f.file.SyncData(); err != nil {
+			return fmt.Errorf("sync header of raft log segment %s: %w", s.path, err)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
 	}
-	if err := f.file.SyncData(); err != nil {
-		return nil, fmt.Errorf("sync header of raft log segment %s: %w", s.path, err)
-	}
-	if err := l.fs.Rename(f.path, s.path); err != nil {
+	if err := l.withRoom(func() error { return l.fs.Rename(f.path, s.path) }); err != nil {
 		return nil, fmt.Errorf("name raft log segment: %w", err)
 	}
 	if err := syncDir(l.fs, l.dir); err != nil {
 		return nil, err
 	}
-	return s, l.noteNewest(h.seal.seq)
+	return s, l.withRoom(func() error { return l.noteNewest(h.seal.seq) })
 }
 
-// takeFree gives a file for the next segment: a recycled one, or the filler's.
-func (l *Log) takeFree() (freeFile, error) {
+// takeFree gives a file for the next segment: a recycled one, or the filler's. While the disk is full for a new one it looks
+// for segments that may be cut meanwhile: nothing else may make room. Nothing of the log was in a file that could not be
+// filled, so to try again is safe, and one attempt more is made after any failure: it may be long ago.
+func (l *Log) takeFree() (f freeFile, err error) {
 	w := &l.w
-	if n := len(w.free); n > 0 {
-		f := w.free[n-1]
-		w.free = w.free[:n-1]
-		return f, nil
-	}
-	if !w.asked {
-		l.filler.ask()
-	}
-	f, err := l.filler.take()
-	if err != nil {
-		// Nothing of the log was in that file, so to try once more is safe; it may have failed long ago.
-		l.filler.ask()
-		f, err = l.filler.take()
-	}
-	w.asked = false
+	tried := false
+	err = l.withRoom(func() error {
+		if tried {
+			l.takeCut()
+			if err := l.cutSegments(); err != nil {
+				return err
+			}
+		}
+		tried = true
+		if n := len(w.free); n > 0 {
+			f = w.free[n-1]
+			w.free = w.free[:n-1]
+			return nil
+		}
+		if !w.asked {
+			l.filler.ask()
+		}
+		if f, err = l.filler.take(); err != nil {
+			l.filler.ask()
+			f, err = l.filler.take()
+		}
+		w.asked = false
+		return err
+	})
 	return f, err
+}
+
+// takeCut takes what may be cut off the queue.
+func (l *Log) takeCut() {
+	l.queue.Lock()
+	defer l.queue.Unlock()
+	l.w.cut, l.queue.cut = max(l.w.cut, l.queue.cut), 0
 }
 
 // askForSpare has a file zero-filled ahead of need: when the segment is a quarter full and nothing is there to recycle.
@@ -80,7 +103,10 @@ func (l *Log) askForSpare() {
 func (l *Log) bigFile(size int64) (freeFile, error) {
 	f := freeFile{path: l.fs.PathJoin(l.dir, bigName), size: size}
 	var err error
-	f.file, err = zeroFill(l.fs, f.path, size, nil)
+	err = l.withRoom(func() error {
+		f.file, err = zeroFill(l.fs, f.path, size, nil)
+		return err
+	})
 	return f, err
 }
 
@@ -110,6 +136,8 @@ func (l *Log) cutSegments() error {
 // name cannot come back over new bytes.
 func (l *Log) retireOldest() error {
 	w := &l.w
+	l.pace.begin()
+	defer l.pace.end(false)
 	l.mu.Lock()
 	s := l.index.dropOldest()
 	busy := s.readers > 0
@@ -118,7 +146,7 @@ func (l *Log) retireOldest() error {
 
 	if !busy && s.size == l.opt.SegmentBytes && len(w.free) < maxFree {
 		f := freeFile{file: s.file, path: l.fs.PathJoin(l.dir, segmentName(s.seq(), freeSuffix)), size: s.size}
-		if err := l.fs.Rename(s.path, f.path); err != nil {
+		if err := l.withRoom(func() error { return l.fs.Rename(s.path, f.path) }); err != nil {
 			return fmt.Errorf("recycle raft log segment: %w", err)
 		}
 		if err := syncDir(l.fs, l.dir); err != nil {
@@ -127,7 +155,7 @@ func (l *Log) retireOldest() error {
 		w.free = append(w.free, f)
 		return nil
 	}
-	if err := l.fs.Remove(s.path); err != nil {
+	if err := l.withRoom(func() error { return l.fs.Remove(s.path) }); err != nil {
 		return fmt.Errorf("remove raft log segment: %w", err)
 	}
 	if err := syncDir(l.fs, l.dir); err != nil {

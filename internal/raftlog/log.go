@@ -29,6 +29,8 @@ type Options struct {
 	OnSync func(time.Duration) // called by the writer with the time that each commit's fdatasync took; may be nil
 	// OnWrite is called by the writer with the size of each write to a segment and the time that it took; may be nil.
 	OnWrite func(bytes int, took time.Duration)
+	// OnFull is called by the writer when it begins to wait for room on the disk, and when it no longer does; may be nil.
+	OnFull func(full bool)
 }
 
 const (
@@ -58,6 +60,9 @@ func (o *Options) validate() error {
 	}
 	if o.OnSync == nil {
 		o.OnSync = func(time.Duration) {}
+	}
+	if o.OnFull == nil {
+		o.OnFull = func(bool) {}
 	}
 	if o.OnWrite == nil {
 		o.OnWrite = func(int, time.Duration) {}
@@ -113,6 +118,7 @@ type Log struct {
 
 	w      writer // owned by the writer goroutine
 	filler *filler
+	pace   pace
 }
 
 // Open opens the log in o.Dir, or makes an empty one, and recovers what is there: a torn tail is cut with a warning in the

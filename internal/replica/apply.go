@@ -18,6 +18,7 @@ type applier struct {
 
 	mu    sync.Mutex
 	items []applyItem
+	since time.Time // when the state machine was given what it is applying; zero: nothing
 }
 
 // applyItem is a MsgStorageApply with entries, or, if staged is set, a MsgStorageAppend whose snapshot is to be installed.
@@ -43,6 +44,23 @@ func (a *applier) take(spare []applyItem) []applyItem {
 	items := a.items
 	a.items = spare[:0]
 	return items
+}
+
+// applying notes that the state machine is given entries, or, with the zero time, that it is done.
+func (a *applier) applying(since time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.since = since
+}
+
+// busy is for how long the state machine has been applying what it was last given.
+func (a *applier) busy() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.since.IsZero() {
+		return 0
+	}
+	return time.Since(a.since)
 }
 
 // runApply is the apply goroutine. What waits is applied as one batch. After an error nothing more is applied.
@@ -127,11 +145,12 @@ func (r *Replica) applyBatch(batch []command.Entry) error {
 	if first := batch[0].Index; first != r.applied.index.Load()+1 {
 		panic(fmt.Sprintf("replica: entry %d is to be applied to a state at %d", first, r.applied.index.Load()))
 	}
-	start := time.Now()
-	if err := r.c.Machine.Apply(batch); err != nil {
+	r.apply.applying(time.Now())
+	err := r.c.Machine.Apply(batch)
+	r.apply.applying(time.Time{})
+	if err != nil {
 		return fmt.Errorf("apply entries %d to %d: %w", batch[0].Index, last.Index, err)
 	}
-	r.c.Observer.ApplyTook(len(batch), time.Since(start))
 	r.advance(Position{last.Index, last.Term})
 	return nil
 }

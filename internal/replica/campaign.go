@@ -95,7 +95,7 @@ func (l *loop) campaignNow() {
 	if l.state == raft.StateLeader || l.lead != 0 && !l.gone[l.lead] || !slices.Contains(l.confState.GetVoters(), l.c.ID) {
 		return
 	}
-	if l.campaign.attempts++; l.campaign.attempts > campaignAttempts {
+	if l.campaign.attempts++; l.campaign.attempts > campaignAttempts || l.standsBack() {
 		return // raft's own timeout goes on
 	}
 	l.forgetLeader()
@@ -130,40 +130,4 @@ func (l *loop) heir() uint64 {
 		}
 	})
 	return best
-}
-
-// watchDisk hands leadership over when the local disk does not keep up while another member does.
-func (l *loop) watchDisk() {
-	if l.writes.idle() || l.state != raft.StateLeader || l.view.transferee != 0 {
-		return
-	}
-	waited := time.Since(l.writes.since[0])
-	if waited < l.c.SlowDisk || l.transferAt != 0 && l.ticks-l.transferAt < uint64(10*l.c.ElectionTicks) {
-		return
-	}
-	heir := l.heir()
-	if heir == 0 {
-		return
-	}
-	// Only to somebody whose disk is quicker: who has made durable what this member has not.
-	quicker := false
-	l.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		quicker = quicker || id == heir && p.Match > l.ownMatch()
-	})
-	if !quicker {
-		return
-	}
-	l.transferAt = l.ticks
-	l.c.Logger.Warn("the disk is slow: handing leadership over", "to", hex(heir), "write_waits", waited)
-	l.rn.TransferLeader(heir)
-}
-
-// ownMatch is how far this leader's own log is durable.
-func (l *loop) ownMatch() (match uint64) {
-	l.rn.WithProgress(func(id uint64, _ raft.ProgressType, p tracker.Progress) {
-		if id == l.c.ID {
-			match = p.Match
-		}
-	})
-	return match
 }

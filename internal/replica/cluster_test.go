@@ -232,14 +232,18 @@ type slowFS struct {
 	vfs.FS
 	mu    sync.Mutex
 	delay time.Duration
-	fail  error // of every sync from now on
+	fail  error         // of every sync from now on
+	hung  chan struct{} // if set, syncs wait until it is closed
 	step  func()
 }
 
 func (s *slowFS) sync(f func() error) error {
 	s.mu.Lock()
-	d, fail := s.delay, s.fail
+	d, fail, hung := s.delay, s.fail, s.hung
 	s.mu.Unlock()
+	if hung != nil {
+		<-hung
+	}
 	if d > 0 {
 		time.Sleep(d)
 	}
@@ -247,6 +251,20 @@ func (s *slowFS) sync(f func() error) error {
 		return fail
 	}
 	return s.stepped(f())
+}
+
+// hang makes every sync wait until what it returns is called.
+func (s *slowFS) hang() (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hung := make(chan struct{})
+	s.hung = hung
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.hung = nil
+		close(hung)
+	}
 }
 
 func (s *slowFS) breakSyncs(err error) {

@@ -106,8 +106,7 @@ type Config struct {
 	CatchupEntries uint64
 	CatchupBytes   int64
 
-	// SlowDisk is how long a leader's write may wait for its disk before leadership is handed to a member that keeps
-	// up; default one election timeout.
+	// SlowDisk is the time of a commit from which on the disk counts as slow (disk.go); zero: no disk is ever called slow.
 	SlowDisk time.Duration
 
 	// Rand spreads campaigns after a leader's death; nil: seeded from Origin. Owned by the loop.
@@ -124,15 +123,16 @@ type Observer struct {
 	Applied        func(index uint64)        // the applied index moved
 	LeaderChanged  func(leader, term uint64) // zero leader: none known
 	Pending        func(commands int)        // commands not yet committed
-	ApplyTook      func(entries int, d time.Duration)
-	ReadRetried    func()             // a round of reads got no answer in time
-	ProposalLost   func(commands int) // dropped because nobody waits for them any more, or at a bound
-	MessageDropped func(from uint64)  // of a peer, at MaxInboxBytes
+	ReadRetried    func(after time.Duration) // a round of reads got no answer for so long
+	ProposalLost   func(commands int)        // dropped because nobody waits for them any more, or at a bound
+	MessageDropped func(from uint64)         // of a peer, at MaxInboxBytes
 	SnapshotSent   func(to uint64, d time.Duration, err error)
 	SnapshotMade   func(d time.Duration, err error)
 	Installing     func()                              // a received snapshot is being installed
 	Installed      func(index uint64, d time.Duration) // and is now; if it fails, the replica does too
 	HeartbeatLate  func(d time.Duration)               // a leader's heartbeats came so long after they were due
+	DiskSlow       func(slow bool)                     // the disk has become slow, or keeps up again
+	HandedOver     func(to uint64)                     // leadership is being handed over because the disk is slow
 }
 
 func (c *Config) setDefaults() {
@@ -150,7 +150,6 @@ func (c *Config) setDefaults() {
 	def(&c.MaxApplyBytes, 32<<20)
 	def(&c.CatchupEntries, 5000)
 	def(&c.CatchupBytes, 256<<20)
-	def(&c.SlowDisk, time.Duration(c.ElectionTicks)*c.Tick)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -173,11 +172,8 @@ func (o *Observer) setDefaults() {
 	if o.Pending == nil {
 		o.Pending = func(int) {}
 	}
-	if o.ApplyTook == nil {
-		o.ApplyTook = func(int, time.Duration) {}
-	}
 	if o.ReadRetried == nil {
-		o.ReadRetried = func() {}
+		o.ReadRetried = func(time.Duration) {}
 	}
 	if o.ProposalLost == nil {
 		o.ProposalLost = func(int) {}
@@ -196,6 +192,12 @@ func (o *Observer) setDefaults() {
 	}
 	if o.HeartbeatLate == nil {
 		o.HeartbeatLate = func(time.Duration) {}
+	}
+	if o.DiskSlow == nil {
+		o.DiskSlow = func(bool) {}
+	}
+	if o.HandedOver == nil {
+		o.HandedOver = func(uint64) {}
 	}
 	if o.Installed == nil {
 		o.Installed = func(uint64, time.Duration) {}

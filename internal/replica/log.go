@@ -1,6 +1,10 @@
 package replica
 
-import "go.etcd.io/raft/v3/raftpb"
+import (
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+)
 
 // Log is what the replica needs of the durable log.
 type Log interface {
@@ -20,6 +24,9 @@ type Log interface {
 	// the log takes about the given bytes on the disk.
 	Cut(upTo uint64)
 	Before(bytes int64) uint64
+	// Pace tells the median time of the last commits, zero if there were too few lately, and for how long the log has been
+	// waiting for its disk now, zero if it is not.
+	Pace() (median, busy time.Duration)
 }
 
 // Write is one write to the log. Reset comes first: it makes the log forget everything and begin behind a position.

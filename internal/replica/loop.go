@@ -48,7 +48,7 @@ type loop struct {
 	gone     map[uint64]bool // peers whose process has ended
 	campaign campaign
 
-	transferAt uint64 // tick of the last hand-over because of a slow disk
+	disk disk
 
 	out []*raftpb.Message // scratch
 }
@@ -175,6 +175,7 @@ func (l *loop) observe() {
 	if s.Lead == l.lead && s.HardState.GetTerm() == l.term && s.RaftState == l.state && s.LeadTransferee == l.view.transferee {
 		return
 	}
+	before, led := l.lead, l.state == raft.StateLeader
 	leadChanged := s.Lead != l.lead || s.HardState.GetTerm() != l.term
 	l.lead, l.term, l.state = s.Lead, s.HardState.GetTerm(), s.RaftState
 	l.view.transferee, l.view.stale = s.LeadTransferee, true
@@ -183,13 +184,30 @@ func (l *loop) observe() {
 		return
 	}
 	l.c.Observer.LeaderChanged(l.lead, l.term)
+	l.tellLeader(before, led)
 	if l.lead != 0 {
-		l.c.Logger.Info("leader", "leader", hex(l.lead), "term", l.term)
 		l.campaign.leaderKnown(l.gone[l.lead])
 		l.reads.hurry = true
-	} else {
-		l.c.Logger.Info("no leader", "term", l.term)
 	}
+}
+
+// tellLeader logs a change of leader or term in the words of etcd's library, which tools look for.
+func (l *loop) tellLeader(before uint64, led bool) {
+	if l.state == raft.StateLeader && !led {
+		l.c.Logger.Info(fmt.Sprintf("%x became leader at term %d", l.c.ID, l.term))
+	}
+	var change string
+	switch {
+	case l.lead == before:
+		change = fmt.Sprintf("%x is in term %d", l.c.ID, l.term)
+	case before == 0:
+		change = fmt.Sprintf("%x elected leader %x at term %d", l.c.ID, l.lead, l.term)
+	case l.lead == 0:
+		change = fmt.Sprintf("%x lost leader %x at term %d", l.c.ID, before, l.term)
+	default:
+		change = fmt.Sprintf("%x changed leader from %x to %x at term %d", l.c.ID, before, l.lead, l.term)
+	}
+	l.c.Logger.Info("raft.node: "+change, "leader", hex(l.lead), "term", l.term)
 }
 
 // handle does what raft asks for. What goes to peers goes first, beside the write to the local disk.
@@ -200,6 +218,7 @@ func (l *loop) handle(rd raft.Ready) {
 		case m.GetTo() == raft.LocalAppendThread || m.GetTo() == raft.LocalApplyThread:
 		case m.GetType() == raftpb.MsgSnap:
 			l.sendSnapshot(m)
+		case m.GetType() == raftpb.MsgPreVote && l.standsBack():
 		default:
 			l.out = append(l.out, m)
 		}

@@ -88,13 +88,30 @@ func (r *Replica) ReadIndex(ctx context.Context) (uint64, error) {
 	return rd.index, nil
 }
 
-// ReadBarrier is ReadIndex and WaitApplied in one, and cheaper.
+// ReadBarrier is ReadIndex and WaitApplied in one, and cheaper. It does not wait for a disk that hangs: if this member has
+// not applied the index while it is Stuck, the error is kv.ErrTimeoutApply.
 func (r *Replica) ReadBarrier(ctx context.Context) error {
 	rd, err := r.join()
 	if err != nil {
 		return err
 	}
-	return r.await(ctx, rd.applied)
+	select {
+	case <-rd.applied:
+		return nil
+	case <-r.Stuck():
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.ctx.Done():
+		return kv.ErrStopped
+	}
+	// Nothing may have been written since the disk hangs.
+	if err := r.await(ctx, rd.confirmed); err != nil {
+		return err
+	}
+	if r.applied.index.Load() < rd.index {
+		return kv.ErrTimeoutApply
+	}
+	return nil
 }
 
 func (r *Replica) await(ctx context.Context, ch <-chan struct{}) error {
@@ -165,7 +182,7 @@ func (l *loop) retryReads() {
 	q := &l.reads
 	if n := len(q.issued); n > 0 && l.ticks-q.issued[n-1].at >= readRetryTicks && l.lead != 0 {
 		q.hurry = true
-		l.c.Observer.ReadRetried()
+		l.c.Observer.ReadRetried(readRetryTicks * l.c.Tick)
 	}
 }
 

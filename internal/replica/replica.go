@@ -29,6 +29,7 @@ type Replica struct {
 	pending pending
 	applied appliedIndex
 	view    view
+	stuck   stuck
 
 	failed   chan error // capacity 1
 	failOnce sync.Once
@@ -52,6 +53,7 @@ func Start(c Config) (*Replica, error) {
 	}
 	r := &Replica{c: c, failed: make(chan error, 1)}
 	r.ctx, r.end = context.WithCancel(context.Background())
+	r.stuck.open()
 	r.in.wake = make(chan struct{}, 1)
 	r.apply.wake = make(chan struct{}, 1)
 	r.applied.index.Store(c.Applied.Index)

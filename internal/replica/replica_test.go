@@ -135,6 +135,7 @@ func (s *scenario) cluster() string {
 		MaxQueuedReads:     int(s.num("max-reads", 0)),
 		MaxEntryBytes:      int(s.num("max-entry", 0)),
 		MaxInflightBatches: int(s.num("max-inflight", 0)),
+		SlowDisk:           s.dur("slow-disk", 0),
 	}
 	delay := time.Millisecond
 	s.cl = newCluster(s.t, int(s.num("voters", 3)), int(s.num("learners", 0)),

@@ -118,46 +118,6 @@ func TestLoneVoterReads(t *testing.T) {
 	}
 }
 
-// TestSlowDisk: a leader hands leadership over when its disk does not keep up with another member's, and keeps it when all
-// disks are as slow.
-func TestSlowDisk(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cl := quietCluster(t, 3)
-		defer cl.close()
-		cl.must(cl.campaign(1))
-		cl.must(cl.propose(1, "a", 3*time.Second))
-		term := cl.members[1].node.r.Status().Term
-		slow := func(d time.Duration, ids ...uint64) {
-			for _, id := range ids {
-				cl.members[id].node.fs.set(d)
-			}
-		}
-		slow(3*time.Second, 1, 2, 3)
-		b := make(chan error, 1)
-		go func() { b <- cl.propose(1, "b", 10*time.Second) }()
-		for len(b) == 0 {
-			if to := cl.members[1].node.r.Status().LeadTransferee; to != 0 {
-				t.Fatalf("leadership is handed to %d, whose disk is no quicker", to)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		cl.must(<-b)
-		if s := cl.members[1].node.r.Status(); s.Leader != 1 || s.Term != term {
-			t.Errorf("all disks are slow, and the leader is %d in term %d, was 1 in term %d", s.Leader, s.Term, term)
-		}
-		slow(0, 2, 3)
-		time.Sleep(10 * time.Second) // what is under way ends
-		done := make(chan error)
-		go func() { done <- cl.propose(2, "c", 30*time.Second) }()
-		if !cl.until(4*time.Second, func() bool { l := cl.leader(2, 3); return l != 0 && l != 1 }) {
-			t.Error("the leader with the slow disk has not handed leadership over")
-		}
-		cl.must(<-done)
-		slow(0, 1)
-		cl.must(cl.check(30 * time.Second))
-	})
-}
-
 // TestLeaderStopsGracefully: a leader that is told to stop has handed leadership over when it stops.
 func TestLeaderStopsGracefully(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -30,7 +30,9 @@ func (s *Services) propose(ctx context.Context, kind string, c *command.Command)
 	span := trace.SpanFromContext(ctx) // one that does nothing, without a tracer
 	span.AddEvent("Send raft proposal")
 	res, err := s.b.Propose(ctx, c)
-	s.took(kind, err, begin)
+	if took := s.took(kind, err, begin); took > traceAfter && err == nil && res.Err == nil {
+		s.traceWrite(c, &res, begin, took)
+	}
 	if err == nil {
 		span.AddEvent("Receive raft result")
 	} else {
@@ -52,7 +54,8 @@ func (s *Services) Range(ctx context.Context, r *pb.RangeRequest) (*Answer, erro
 	begin := time.Now()
 	if !r.Serializable {
 		if err := s.b.ReadBarrier(ctx); err != nil {
-			s.took("Range", err, begin)
+			took := s.took("Range", err, begin)
+			s.lookAtRange(r, begin, took, took, nil, 0, err)
 			return nil, toStatus(err)
 		}
 	}
@@ -65,7 +68,7 @@ func (s *Services) Range(ctx context.Context, r *pb.RangeRequest) (*Answer, erro
 	b := s.newRangeBuilder(ctx, &o)
 	scanning := time.Now()
 	res, err := s.b.Store().Scan(ctx, o, b.add)
-	s.took("Range", err, begin)
+	took := s.took("Range", err, begin)
 	s.m.RangeTook(err == nil, time.Since(scanning))
 	s.m.Ranges.Inc()
 	if err == nil {
@@ -73,10 +76,13 @@ func (s *Services) Range(ctx context.Context, r *pb.RangeRequest) (*Answer, erro
 	}
 	if err != nil {
 		b.drop()
+		s.lookAtRange(r, begin, scanning.Sub(begin), took, nil, 0, err)
 		return nil, toStatus(err)
 	}
 	var head [maxHeaderBytes]byte
-	return b.finish(appendHeader(head[:0], s.b.Header(), res.Revision), res.More, res.Count), nil
+	out := b.finish(appendHeader(head[:0], s.b.Header(), res.Revision), res.More, res.Count)
+	s.lookAtRange(r, begin, scanning.Sub(begin), took, out, b.rows, nil)
+	return out, nil
 }
 
 func (s *Services) newRangeBuilder(ctx context.Context, o *kv.RangeOptions) *rangeBuilder {
@@ -231,8 +237,10 @@ func (s *Services) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 	var err error
 	if fsm.ReadOnly(t) {
 		begin := time.Now()
+		var agreed time.Duration
 		if !serializable(r) {
 			err = s.b.ReadBarrier(ctx)
+			agreed = time.Since(begin)
 		}
 		var may reading
 		if err == nil {
@@ -244,7 +252,9 @@ func (s *Services) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, 
 		if err == nil {
 			err = may.still(ctx)
 		}
-		s.took("ReadonlyTxn", err, begin)
+		if took := s.took("ReadonlyTxn", err, begin); took > min(traceAfter, s.o.WarnApply) {
+			s.lookAtTxn(r, &res, begin, agreed, took, err)
+		}
 		s.m.Ranges.Add(float64(len(t.Compare) + len(r.Success)))
 		err = toStatus(err)
 	} else {

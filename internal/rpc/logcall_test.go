@@ -2,6 +2,7 @@ package rpc_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"log/slog"
 	"strings"
@@ -119,4 +120,80 @@ func TestFastCallsAreLoggedToDebug(t *testing.T) {
 	if text := quiet.String(); strings.Contains(text, "request stats") {
 		t.Errorf("at the level info: %s", text)
 	}
+}
+
+// Reads that took longer than applying should are logged and counted as etcd does, with their steps if they took long.
+func TestSlowReadsAreLogged(t *testing.T) {
+	log := &lines{}
+	s := serve(t, rpc.Options{WarnApply: time.Nanosecond, WarnSlow: time.Hour, Logger: slog.New(slog.NewJSONHandler(log, nil))}, watch.Options{})
+	kvs := pb.NewKVClient(s.dial(t))
+	if _, err := kvs.Put(within(t), &pb.PutRequest{Key: []byte("akey"), Value: []byte("hunter2")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kvs.Range(within(t), &pb.RangeRequest{Key: []byte("akey")}); err != nil {
+		t.Fatal(err)
+	}
+	get := &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: []byte("akey")}}}
+	if _, err := kvs.Txn(within(t), &pb.TxnRequest{Success: []*pb.RequestOp{get}}); err != nil {
+		t.Fatal(err)
+	}
+	s.Hold.Store(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := kvs.Range(ctx, &pb.RangeRequest{Key: []byte("akey"), RangeEnd: []byte("b")}); err == nil {
+		t.Fatal("read without the others")
+	}
+	// The member goes on after its client has gone.
+	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(log.String(), `"msg":"trace"`) && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	var got []map[string]any
+	for line := range strings.Lines(log.String()) {
+		one := map[string]any{}
+		if err := json.Unmarshal([]byte(line), &one); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, one)
+	}
+	if len(got) != 4 {
+		t.Fatalf("%d lines:\n%s", len(got), log)
+	}
+	for i, want := range []struct{ msg, prefix, response string }{
+		{"apply request took too long", "read-only range ", "range_response_count:1 size:"},
+		{"apply request took too long", "read-only txn ", "responses:<range_response_count:1> size:"},
+		{"apply request took too long", "read-only range ", ""},
+	} {
+		g := got[i]
+		if g["msg"] != want.msg || g["prefix"] != want.prefix || !strings.HasPrefix(g["response"].(string), want.response) ||
+			!strings.Contains(g["request"].(string), "akey") || g["expected-duration"] == nil || g["took"] == nil || (g["error"] != nil) != (i == 2) {
+			t.Errorf("line %d: %v", i, g)
+		}
+	}
+	g := got[3]
+	if g["operation"] != "range" || g["detail"] != "{range_begin:akey; range_end:b; }" || g["step_count"] != 1.0 ||
+		!strings.HasPrefix(g["steps"].([]any)[0].(string), "'agreement among raft nodes before linearized reading'") {
+		t.Errorf("%v", g)
+	}
+	if strings.Contains(log.String(), "hunter2") {
+		t.Error("a value is in the log")
+	}
+	if n := counted(t, s, "etcd_server_slow_apply_total"); n != 3 {
+		t.Errorf("%v slow reads were counted", n)
+	}
+}
+
+// counted is the value of a counter.
+func counted(t *testing.T, s *served, name string) float64 {
+	t.Helper()
+	families, err := s.metrics.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.Metric[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }

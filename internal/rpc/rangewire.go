@@ -31,10 +31,12 @@ type rangeBuilder struct {
 	slab  *[]byte // the pooled buffer behind cur; nil for the first, which is not pooled
 	cur   []byte  // where rows go now; the first begins with a gap for the header
 	size  int64   // bytes allocated
-	asked int64   // bytes asked of the budget
+	rows  int64
+	asked int64 // bytes asked of the budget
 }
 
 func (b *rangeBuilder) add(r mvcc.Row) error {
+	b.rows++
 	need := rowBound(r) + 2 + tailBytes
 	if b.cur == nil {
 		room := maxHeaderBytes + need

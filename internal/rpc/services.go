@@ -37,6 +37,8 @@ type Options struct {
 	RangeBudgetBytes int64
 	// Tracer makes a span of each request. nil: none.
 	Tracer trace.Tracer
+	// WarnApply: a read that takes longer is logged (--warning-apply-duration). 0: 100 ms.
+	WarnApply time.Duration
 	// WarnSlow: a unary call that takes longer is logged (--warning-unary-request-duration). 0: 300 ms.
 	WarnSlow time.Duration
 }
@@ -63,6 +65,9 @@ func (o *Options) defaults() {
 	if o.ElectionTimeout == 0 {
 		o.ElectionTimeout = time.Second
 	}
+	if o.WarnApply == 0 {
+		o.WarnApply = 100 * time.Millisecond
+	}
 	if o.WarnSlow == 0 {
 		o.WarnSlow = 300 * time.Millisecond
 	}
@@ -81,6 +86,7 @@ type Services struct {
 	pool   mem.BufferPool
 	budget *budget
 	leases *leaseIDs
+	traces traceLimit
 
 	drain     chan struct{} // closed when the member is about to stop
 	drainOnce sync.Once
@@ -152,8 +158,10 @@ type Caller struct {
 }
 
 // took records how long a request of a kind took, as etcd_server_request_duration_seconds names it.
-func (s *Services) took(kind string, err error, begin time.Time) {
-	s.m.RequestTook(kind, err == nil, time.Since(begin))
+func (s *Services) took(kind string, err error, begin time.Time) time.Duration {
+	d := time.Since(begin)
+	s.m.RequestTook(kind, err == nil, d)
+	return d
 }
 
 // Kind tells how a call is carried.

@@ -34,7 +34,10 @@ var statusTable = []struct {
 	{kv.ErrStopped, rpctypes.ErrGRPCStopped},
 	{kv.ErrTimeoutLeaderFail, rpctypes.ErrGRPCTimeoutDueToLeaderFail},
 	{kv.ErrTimeoutLostConnection, rpctypes.ErrGRPCTimeoutDueToConnectionLost},
+	{kv.ErrTimeoutApply, rpctypes.ErrGRPCTimeoutWaitAppliedIndex},
 	{kv.ErrTimeout, rpctypes.ErrGRPCTimeout},
+	// Ours: etcd has the request wait for the disk.
+	{kv.ErrDiskHangs, status.Error(codes.Unavailable, "etcdserver: the disk of this member does not answer; ask another member")},
 	{kv.ErrNoLeader, rpctypes.ErrGRPCNoLeader},
 	{kv.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
 	{kv.ErrLeaderChanged, rpctypes.ErrGRPCLeaderChanged},

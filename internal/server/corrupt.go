@@ -18,16 +18,17 @@ import (
 // etcd's checks that the members hold the same: once before a member serves, from time to time, and after compactions. They
 // compare HashKV, which reads all of the store, and are off unless asked for.
 
-// hashRequest asks a member for its leader.Data at a revision, within a time: a call does not tell its end. With Barrier it
-// first applies what is committed.
+// hashRequest asks a member for its leader.Data at a revision, as if it had compacted at least up to another one (-1: as it
+// is), within a time: a call does not tell its end. With barrier it first applies what is committed.
 type hashRequest struct {
-	revision int64
-	within   time.Duration
-	barrier  bool
+	revision, compact int64
+	within            time.Duration
+	barrier           bool
 }
 
 func (r *hashRequest) encode() []byte {
 	b := binary.BigEndian.AppendUint64(nil, uint64(r.revision))
+	b = binary.BigEndian.AppendUint64(b, uint64(r.compact))
 	b = binary.BigEndian.AppendUint64(b, uint64(r.within))
 	if r.barrier {
 		return append(b, 1)
@@ -36,11 +37,12 @@ func (r *hashRequest) encode() []byte {
 }
 
 func decodeHashRequest(b []byte) (hashRequest, error) {
-	if len(b) != 17 || b[16] > 1 {
+	if len(b) != 25 || b[24] > 1 {
 		return hashRequest{}, fmt.Errorf("a malformed request for a hash: %x", b)
 	}
 	return hashRequest{
-		revision: int64(binary.BigEndian.Uint64(b)), within: time.Duration(binary.BigEndian.Uint64(b[8:])), barrier: b[16] == 1,
+		revision: int64(binary.BigEndian.Uint64(b)), compact: int64(binary.BigEndian.Uint64(b[8:])),
+		within: time.Duration(binary.BigEndian.Uint64(b[16:])), barrier: b[24] == 1,
 	}, nil
 }
 
@@ -81,15 +83,15 @@ func (m *Member) serveHash(ctx context.Context, body []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	d, err := m.dataAt(ctx, r.revision)
+	d, err := m.dataAt(ctx, r.revision, r.compact)
 	if err != nil {
 		return nil, err
 	}
 	return encodeData(d), nil
 }
 
-// dataAt is what this member has at a revision; 0: at the newest.
-func (m *Member) dataAt(ctx context.Context, revision int64) (leader.Data, error) {
+// dataAt is what this member has at a revision (0: at the newest), compacted at least so far.
+func (m *Member) dataAt(ctx context.Context, revision, compacted int64) (leader.Data, error) {
 	select {
 	case m.hashing <- struct{}{}:
 		defer func() { <-m.hashing }()
@@ -97,7 +99,7 @@ func (m *Member) dataAt(ctx context.Context, revision int64) (leader.Data, error
 		return leader.Data{}, ctx.Err()
 	}
 	s := m.Store()
-	hash, compact, _, err := s.HashKV(ctx, revision)
+	hash, compact, _, err := s.HashKVCompacted(ctx, revision, compacted)
 	switch {
 	case errors.Is(err, kv.ErrCompacted) || errors.Is(err, kv.ErrFutureRevision):
 		return leader.Data{Member: m.identity.MemberID, Revision: s.Revision(), Compact: s.CompactRevision()}, nil
@@ -144,27 +146,36 @@ func (m *Member) others() []member.Member {
 // firstCheckFor bounds how long a start is held up by comparing data.
 const firstCheckFor = time.Minute
 
-// checkBeforeServing refuses to start with data that differs from that of a peer that serves, at the same revision and
-// compacted as far (--feature-gates=InitialCorruptCheck=true). Peers that do not serve, or are elsewhere, say nothing.
+// checkBeforeServing refuses to start with data that differs from that of a peer that serves, at the same revision
+// (--feature-gates=InitialCorruptCheck=true). It does not matter which of the two has compacted further, as long as that is not
+// beyond this member's newest revision (E#20059). Peers that do not serve, or are behind, say nothing.
 func (m *Member) checkBeforeServing() error {
+	const flag = "--feature-gates=InitialCorruptCheck=true"
 	ctx, cancel := context.WithTimeout(m.life, firstCheckFor)
 	defer cancel()
 	others := m.answering(ctx, m.others())
-	own, err := m.dataAt(ctx, 0)
+	own, err := m.dataAt(ctx, 0, -1)
 	if err != nil {
-		return fmt.Errorf("--feature-gates=InitialCorruptCheck=true: this member's data cannot be read: %w", err)
+		return fmt.Errorf("%s: this member's data cannot be read: %w", flag, err)
 	}
-	compared := 0
-	for _, d := range m.hashesOf(ctx, others, hashRequest{revision: own.Revision, within: firstCheckFor}) {
+	compared, at := 0, map[int64]leader.Data{own.Compact: own} // by how far both are compacted
+	for _, d := range m.hashesOf(ctx, others, hashRequest{revision: own.Revision, compact: own.Compact, within: firstCheckFor}) {
+		mine, known := at[d.Compact]
+		if d.Hashed && !known {
+			if mine, err = m.dataAt(ctx, own.Revision, d.Compact); err != nil {
+				return fmt.Errorf("%s: this member's data cannot be read: %w", flag, err)
+			}
+			at[d.Compact] = mine
+		}
 		switch {
-		case !d.Hashed || d.Compact != own.Compact:
-			m.logger.Warn("the data of a member cannot be compared: it does not have this revision, or is compacted elsewhere",
-				"member", fmt.Sprintf("%x", d.Member), "revision", own.Revision, "compact-revision", own.Compact, "its-revision", d.Revision, "its-compact-revision", d.Compact)
+		case !d.Hashed || !mine.Hashed || mine.Compact != d.Compact:
+			m.logger.Warn("the data of a member cannot be compared: it does not have this revision", "member", fmt.Sprintf("%x", d.Member),
+				"revision", own.Revision, "compact-revision", own.Compact, "its-revision", d.Revision, "its-compact-revision", d.Compact)
 			continue
-		case d.Hash != own.Hash:
-			return fmt.Errorf("--feature-gates=InitialCorruptCheck=true: the data of this member (%x) differs from that of the member %x at revision %d (compacted at %d; hashes %08x and %08x): "+
+		case d.Hash != mine.Hash:
+			return fmt.Errorf("%s: the data of this member (%x) differs from that of the member %x at revision %d (compacted at %d; hashes %08x and %08x): "+
 				"compare both with the others (endpoint hashkv); then remove the member that is wrong from the cluster and add it again with an empty data directory",
-				m.identity.MemberID, d.Member, own.Revision, own.Compact, own.Hash, d.Hash)
+				flag, m.identity.MemberID, d.Member, own.Revision, d.Compact, mine.Hash, d.Hash)
 		}
 		compared++
 	}
@@ -240,7 +251,7 @@ func (m *Member) compareCompactions() {
 		})
 		own, answers, err := c.own, []leader.Data(nil), error(nil)
 		if own.Hashed {
-			answers = m.hashesOf(ctx, rest, hashRequest{revision: compact, within: m.checkFor(m.options.CompactHashCheckTime), barrier: true})
+			answers = m.hashesOf(ctx, rest, hashRequest{revision: compact, compact: -1, within: m.checkFor(m.options.CompactHashCheckTime), barrier: true})
 		} else if own, answers, err = m.ownAndOthers(ctx, compact, compact, rest); err != nil {
 			return err
 		}
@@ -297,9 +308,9 @@ func (m *Member) ownAndOthers(ctx context.Context, revision, compact int64, othe
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		deadline, _ := ctx.Deadline()
-		answers = m.hashesOf(ctx, others, hashRequest{revision: revision, within: time.Until(deadline), barrier: true})
+		answers = m.hashesOf(ctx, others, hashRequest{revision: revision, compact: -1, within: time.Until(deadline), barrier: true})
 	})
-	own, err = m.dataAt(ctx, revision)
+	own, err = m.dataAt(ctx, revision, -1)
 	wg.Wait()
 	if err == nil && (!own.Hashed || own.Compact != compact) {
 		err = fmt.Errorf("history was compacted at %d while the members were asked about revision %d", own.Compact, revision)

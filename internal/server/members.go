@@ -231,7 +231,10 @@ func (m *Member) askForVote() {
 			m.logger.Info("this member has caught up, and has a vote now")
 			return
 		}
-		if m.life.Err() == nil && !errors.Is(err, kv.ErrLearnerNotReady) && !errors.Is(err, kv.ErrTimeout) {
+		switch {
+		case m.life.Err() != nil, errors.Is(err, kv.ErrLearnerNotReady), errors.Is(err, kv.ErrTimeout):
+		case errors.Is(err, kv.ErrMemberNotLearner): // it has its vote, and has yet to apply that again
+		default:
 			m.logger.Warn("this member asked for its vote and was refused; it asks again", "error", err)
 		}
 		select {

@@ -55,6 +55,9 @@ type Options struct {
 	ElectionTicks  int           // ticks without a leader before an election; default 10
 	CatchupEntries uint64        // log entries kept for followers that were away, up to 256 MiB; default 5000
 
+	// SlowDisk is the time of a commit of the log from which on a leader hands over; 0: whatever the disk does.
+	SlowDisk time.Duration
+
 	MaxRequestBytes int // of one encoded command; default 1.5 MiB
 	// QuotaBytes is the size of the state from which on nothing is written that would make it grow; 0: etcd's default of
 	// 2 GiB, negative: none. QuotaManualDisarm leaves clearing the alarm to somebody.
@@ -118,6 +121,7 @@ type Observer struct {
 	LogSync  func(d time.Duration)            // one fsync of the log
 	LogWrite func(bytes int, d time.Duration) // one write to the log
 	Flushed  func(applied uint64)             // the state is durable up to here
+	DiskFull func(full bool)                  // the disk has no room for something, or has again
 	// ReadFailed: a read waited for the cluster in vain until the request timeout.
 	ReadFailed func()
 	// Applied is told what a run of entries did and how long it took. It must not keep the outcome.

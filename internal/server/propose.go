@@ -19,7 +19,13 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	if c.Txn != nil && c.Txn.Depth() > command.MaxTxnDepth {
 		return command.Result{}, kv.ErrRequestTooLarge
 	}
-	if err := m.room(c); err != nil {
+	stuck := m.replica.Stuck()
+	select {
+	case <-stuck:
+		return command.Result{}, kv.ErrDiskHangs
+	default:
+	}
+	if err := m.fits(c); err != nil {
 		return command.Result{}, err
 	}
 	start := time.Now()
@@ -43,6 +49,9 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	case <-ctx.Done():
 		m.waiters.drop(c.ID)
 		return command.Result{}, m.why(ctx, start, ctx.Err(), context.DeadlineExceeded)
+	case <-stuck: // it may well be done, elsewhere
+		m.waiters.drop(c.ID)
+		return command.Result{}, kv.ErrTimeoutApply
 	case <-m.life.Done():
 		m.waiters.drop(c.ID)
 		return command.Result{}, kv.ErrStopped

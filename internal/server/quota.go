@@ -30,26 +30,29 @@ func (m *Member) sayQuota() {
 	}
 }
 
-// room returns nil if this member's state may take the command, else what its user is to hear. The alarm may be about to be
-// raised then. Once it is, commands go through the log again, where the alarm refuses them on every member alike.
-func (m *Member) room(c *command.Command) error {
-	quota := m.options.QuotaBytes
-	if quota < 0 {
+// fits returns nil if there is room for the command in this member's state and on its disk, else what its user is to hear.
+// The alarm may be about to be raised then. Once it is, commands go through the log again, where the alarm refuses them on
+// every member alike.
+func (m *Member) fits(c *command.Command) error {
+	cost := c.Cost()
+	if cost == 0 {
 		return nil
 	}
-	s, cost := m.machine.state.Load(), c.Cost()
-	if cost == 0 || s.Engine.Size()+cost < quota {
+	s, quota, full := m.machine.state.Load(), m.options.QuotaBytes, m.room.full()
+	if !full && (quota < 0 || s.Engine.Size()+cost < quota) {
 		return nil
 	}
-	if raised, _ := m.noSpace(); raised {
+	if raised, _ := m.noSpace(); raised && !full {
 		return nil
 	}
 	if err := s.Allowed(c); err != nil {
 		return err // who may not write cannot raise an alarm for all others by trying
 	}
-	select {
-	case m.overQuota <- struct{}{}:
-	default:
+	if !full {
+		select {
+		case m.overQuota <- struct{}{}:
+		default:
+		}
 	}
 	return kv.ErrNoSpace
 }

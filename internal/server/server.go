@@ -46,6 +46,7 @@ type Member struct {
 	leadership  leadership
 	snapshots   snapshots
 	authChanged broadcast
+	room        *room
 	overQuota   chan struct{} // capacity 1: a command was refused
 	othersNow   chan struct{} // capacity 1: the members changed
 	sending     sync.Mutex    // held while a member that lost its data is sent the state
@@ -75,6 +76,7 @@ func Start(o Options) (*Member, error) {
 	}
 	m.peers = &peers{m: m, ended: make(map[uint64]bool), up: make(map[uint64]bool)}
 	m.life, m.end = context.WithCancel(context.Background())
+	m.room = &room{life: m.life, logger: m.logger, tell: o.Observer.DiskFull}
 	undo := []func() error{}
 	fail := func(err error) (*Member, error) {
 		m.end()
@@ -83,7 +85,7 @@ func Start(o Options) (*Member, error) {
 		}
 		return nil, err
 	}
-	dir, err := datadir.Open(o.FS, o.DataDir)
+	dir, err := datadir.Open(roomFS{o.FS, m.room}, o.DataDir)
 	if err != nil {
 		return fail(err)
 	}
@@ -118,6 +120,7 @@ func Start(o Options) (*Member, error) {
 	if err := m.startReplica(); err != nil {
 		return fail(err)
 	}
+	m.room.open()
 	m.startJobs()
 	return m, nil
 }
@@ -172,14 +175,32 @@ func (m *Member) openDir() error {
 func (m *Member) openState() error {
 	o := &m.options
 	m.machine = &machine{
-		fs: o.FS, dir: m.dir, logger: m.logger, waiters: m.waiters,
+		fs: roomFS{o.FS, m.room}, dir: m.dir, logger: m.logger, waiters: m.waiters,
 		engine: engine.Options{
-			FS: o.FS, MemTableBytes: o.MemTableBytes, CacheBytes: o.CacheBytes, Logger: m.logger,
-			OnFlush: m.flushed, OnError: m.fail, Fatal: o.Fatal,
+			FS: roomFS{o.FS, m.room}, MemTableBytes: o.MemTableBytes, CacheBytes: o.CacheBytes, Logger: m.logger,
+			OnFlush: m.flushed, OnError: m.stateFailed, Fatal: o.Fatal,
 		},
 	}
 	return m.machine.open()
 }
+
+// stateFailed hears of background work of the engine that failed. What failed for want of room is tried again.
+func (m *Member) stateFailed(err error) {
+	if !raftlog.IsNoRoom(err) {
+		m.fail(err)
+	}
+}
+
+// logFull hears that the log waits for room, or no longer.
+func (m *Member) logFull(full bool) {
+	if full {
+		m.room.wait(errLogFull)
+	} else {
+		m.room.wait(nil)
+	}
+}
+
+var errLogFull = errors.New("the log waits for room")
 
 func (m *Member) flushed(applied uint64) {
 	m.peers.flushed(applied)
@@ -236,7 +257,7 @@ func (m *Member) openLog() error {
 
 func (m *Member) logOptions() raftlog.Options {
 	return raftlog.Options{
-		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes,
+		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes, OnFull: m.logFull,
 		Logger: m.logger, OnSync: m.options.Observer.LogSync, OnWrite: m.options.Observer.LogWrite,
 	}
 }
@@ -277,8 +298,8 @@ func (m *Member) startReplica() error {
 		Log: replicaLog{m.log}, Machine: m.machine, Transport: m.transport,
 		Applied: replica.Position(s.Applied), ConfState: s.ConfState,
 		Tick: m.options.Tick, ElectionTicks: m.options.ElectionTicks, HeartbeatTicks: 1,
-		CatchupEntries: m.options.CatchupEntries,
-		Logger:         m.logger, Observer: m.options.Observer.Replica,
+		CatchupEntries: m.options.CatchupEntries, SlowDisk: m.options.SlowDisk,
+		Logger: m.logger, Observer: m.options.Observer.Replica,
 	})
 	if err != nil {
 		return err

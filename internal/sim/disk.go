@@ -3,8 +3,10 @@ package sim
 import (
 	"errors"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -33,13 +35,15 @@ type Disk struct {
 	// slower multiplies SyncDelay; failing disks fail every sync of a slow file.
 	slower  time.Duration
 	failing bool
+	room    int           // how much more is done that needs room; negative: anything
+	hung    chan struct{} // syncs of slow files wait until it is closed; nil: none does
 
 	late sync.WaitGroup // syncs that are still to come
 }
 
 // NewDisk makes an empty disk.
 func NewDisk(seed uint64, o DiskOptions) *Disk {
-	return &Disk{o: o, rng: rand.New(rand.NewPCG(seed, 0xd15c)), mem: vfs.NewCrashableMem(), slower: 1}
+	return &Disk{o: o, rng: rand.New(rand.NewPCG(seed, 0xd15c)), mem: vfs.NewCrashableMem(), slower: 1, room: -1}
 }
 
 // FS is the file system that the disk holds now, for one life of the member: after a Crash it still works, as far as
@@ -59,6 +63,8 @@ func (d *Disk) Crash(keepPercent int) {
 		cfg.RNG = rand.New(rand.NewPCG(d.rng.Uint64(), 0xc4a5))
 	}
 	d.mem = d.mem.CrashClone(cfg)
+	d.room = -1
+	d.setHung(false) // the new life finds another disk, and what the old one waits for must end
 }
 
 // next is how long the next sync of a slow file takes, and how it ends.
@@ -92,12 +98,59 @@ func (d *Disk) SetFailing(failing bool) {
 	d.failing = failing
 }
 
+// SetHung makes every sync of a slow file wait from now on, those that have begun too, until it is called again or the
+// member crashes.
+func (d *Disk) SetHung(hung bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.setHung(hung)
+}
+
+func (d *Disk) setHung(hung bool) {
+	switch {
+	case hung && d.hung == nil:
+		d.hung = make(chan struct{})
+	case !hung && d.hung != nil:
+		close(d.hung)
+		d.hung = nil
+	}
+}
+
+// SetRoom makes everything fail for want of room that writes to a file, or makes, links or names one, after so many more of
+// these; a negative number, nothing. What is synced was written before.
+func (d *Disk) SetRoom(operations int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.room = operations
+}
+
+// take takes the room for one operation.
+func (d *Disk) take() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.room == 0 {
+		return syscall.ENOSPC
+	}
+	d.room = max(d.room-1, -1)
+	return nil
+}
+
+// answers waits while the disk hangs.
+func (d *Disk) answers() {
+	d.mu.Lock()
+	hung := d.hung
+	d.mu.Unlock()
+	if hung != nil {
+		<-hung
+	}
+}
+
 var errDisk = errors.New("sim: input/output error")
 
 // Wait returns when no late sync is left to come.
 func (d *Disk) Wait() { d.late.Wait() }
 
-// diskFS is one life's view of a Disk: it wraps the files that are slow.
+// diskFS is one life's view of a Disk.
 type diskFS struct {
 	vfs.FS
 	disk *Disk
@@ -110,20 +163,25 @@ func (f *diskFS) wrap(name string, file vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	d := &diskFile{File: file, disk: f.disk}
 	for _, word := range f.disk.o.Slow {
-		if strings.Contains(name, word) {
-			return &diskFile{File: file, disk: f.disk}, nil
-		}
+		d.slow = d.slow || strings.Contains(name, word)
 	}
-	return file, nil
+	return d, nil
 }
 
 func (f *diskFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := f.disk.take(); err != nil {
+		return nil, err
+	}
 	file, err := f.FS.Create(name, c)
 	return f.wrap(name, file, err)
 }
 
 func (f *diskFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, opts ...vfs.OpenOption) (vfs.File, error) {
+	if err := f.disk.take(); err != nil {
+		return nil, err
+	}
 	file, err := f.FS.OpenReadWrite(name, c, opts...)
 	return f.wrap(name, file, err)
 }
@@ -133,10 +191,32 @@ func (f *diskFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory)
 	return f.wrap(newname, file, err)
 }
 
-// diskFile is a file whose syncs take time, or come late.
+func (f *diskFS) Link(oldname, newname string) error {
+	if err := f.disk.take(); err != nil {
+		return err
+	}
+	return f.FS.Link(oldname, newname)
+}
+
+func (f *diskFS) Rename(oldname, newname string) error {
+	if err := f.disk.take(); err != nil {
+		return err
+	}
+	return f.FS.Rename(oldname, newname)
+}
+
+func (f *diskFS) MkdirAll(dir string, perm os.FileMode) error {
+	if err := f.disk.take(); err != nil {
+		return err
+	}
+	return f.FS.MkdirAll(dir, perm)
+}
+
+// diskFile is a file whose syncs, if it is slow, take time, or come late.
 type diskFile struct {
 	vfs.File
 	disk *Disk
+	slow bool
 
 	mu     sync.Mutex // guards closed, for late syncs
 	closed bool
@@ -146,14 +226,33 @@ type diskFile struct {
 func (f *diskFile) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.disk.o.SyncsLate > 0 && !f.closed {
+	if f.slow && f.disk.o.SyncsLate > 0 && !f.closed {
 		_ = f.File.Sync()
 	}
 	f.closed = true
 	return f.File.Close()
 }
 
+func (f *diskFile) Write(p []byte) (int, error) {
+	if err := f.disk.take(); err != nil {
+		n, _ := f.File.Write(p[:len(p)/2])
+		return n, err
+	}
+	return f.File.Write(p)
+}
+
+func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.disk.take(); err != nil {
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
+		return n, err
+	}
+	return f.File.WriteAt(p, off)
+}
+
 func (f *diskFile) sync(really func() error) error {
+	if !f.slow {
+		return really()
+	}
 	if late := f.disk.o.SyncsLate; late > 0 {
 		f.disk.late.Go(func() {
 			time.Sleep(late)
@@ -169,6 +268,7 @@ func (f *diskFile) sync(really func() error) error {
 	if time.Sleep(delay); err != nil {
 		return err
 	}
+	f.disk.answers()
 	return really()
 }
 
@@ -176,6 +276,9 @@ func (f *diskFile) Sync() error     { return f.sync(f.File.Sync) }
 func (f *diskFile) SyncData() error { return f.sync(f.File.SyncData) }
 
 func (f *diskFile) SyncTo(length int64) (fullSync bool, err error) {
+	if !f.slow {
+		return f.File.SyncTo(length)
+	}
 	return true, f.sync(func() error {
 		_, err := f.File.SyncTo(length)
 		return err

@@ -117,6 +117,18 @@ func (n *node) stop(within time.Duration) error {
 	return nil
 }
 
+// voters is how many members have a vote, as far as the node knows; zero if it is down.
+func (n *node) voters() (count int) {
+	if l := n.current(); l != nil {
+		for _, m := range l.member.Members() {
+			if !m.Learner {
+				count++
+			}
+		}
+	}
+	return count
+}
+
 // failed tells why the node's member cannot go on, nil if it can or is down.
 func (n *node) failed() error {
 	l := n.current()

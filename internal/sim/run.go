@@ -234,7 +234,7 @@ func (r *run) addNodes(disk DiskOptions) {
 		options := server.Options{
 			DataDir: "/data", Name: f.Name, PeerURLs: f.PeerURLs, ClientURLs: []string{fmt.Sprintf("http://%s:2379", f.Name)},
 			Founders: founders[:o.Members], Token: "sim", Logger: o.Logger, MaxLearners: uint64(len(founders)), StrictReconfig: o.Seed%2 == 0,
-			Tick: 20 * time.Millisecond, ElectionTicks: 10,
+			Tick: 20 * time.Millisecond, ElectionTicks: 10, SlowDisk: 100 * time.Millisecond,
 			// Little of everything, so that logs are cut, tables flushed and checkpoints sent within seconds.
 			CatchupEntries: 100, MemTableBytes: o.MemTableBytes, CacheBytes: 1 << 20, LogSegmentBytes: o.LogSegmentBytes,
 		}

@@ -65,6 +65,31 @@ func TestOneMember(t *testing.T) {
 	}
 }
 
+// TestHungDisks runs clusters whose disks hang or are slow again and again, and little else: leaders must hand over, and
+// nothing may be lost.
+func TestHungDisks(t *testing.T) {
+	o := Options{Faults: []string{"hung disk", "slow disk", "crash one"}}
+	for o.Seed = range uint64(4) {
+		report, err := simulate(t, o)
+		t.Logf("seed %d: %v", o.Seed, report)
+		if err != nil {
+			t.Fatalf("seed %d (%v): %v", o.Seed, report, err)
+		}
+	}
+}
+
+// TestFullDisks runs clusters whose disks are full again and again. No member may end by it, and nothing may be lost.
+func TestFullDisks(t *testing.T) {
+	o := Options{Faults: []string{"full disk", "crash one", "compact", "crash long"}}
+	for o.Seed = range uint64(4) {
+		report, err := simulate(t, o)
+		t.Logf("seed %d: %v", o.Seed, report)
+		if err != nil {
+			t.Fatalf("seed %d (%v): %v", o.Seed, report, err)
+		}
+	}
+}
+
 // changing are the faults of runs that are about who the members are.
 var changing = []string{"join", "promote", "remove", "wipe", "crash one", "compact"}
 

@@ -53,6 +53,8 @@ var disturbances = []fault{
 	{"bad network", 4, badNetwork},
 	{"pause", 2, pauseOne},
 	{"slow disk", 2, slowDisk},
+	{"hung disk", 2, hungDisk},
+	{"full disk", 2, fullDisk},
 	{"failing disk", 1, failingDisk},
 	{"compact", 4, compact},
 	{"move leader", 2, moveLeader},
@@ -245,6 +247,51 @@ func slowDisk(r *run, rng *rand.Rand) error {
 	n.disk.SetSlower(10 + rng.IntN(200))
 	time.Sleep(between(rng, 500*time.Millisecond, 5*time.Second))
 	n.disk.SetSlower(1)
+	return nil
+}
+
+// hungDisk lets the disk of one member, mostly the leader, answer no sync for a while, or until it crashes. The others must
+// have another leader soon.
+func hungDisk(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	if leader := r.leader(); leader != nil && rng.IntN(4) > 0 {
+		n = leader
+	}
+	n.disk.SetHung(true)
+	defer n.disk.SetHung(false)
+	time.Sleep(between(rng, 100*time.Millisecond, 4*time.Second))
+	const patience = 20 * time.Second
+	for began := time.Now(); n.voters() > 2; time.Sleep(10 * time.Millisecond) {
+		if leader := r.leader(); leader != nil && leader != n {
+			break
+		}
+		if time.Since(began) > patience {
+			return fmt.Errorf("the disk of %s has answered nothing for %v and nobody else leads", n.name, patience)
+		}
+	}
+	if rng.IntN(3) == 0 {
+		n.crash(keep(rng))
+		time.Sleep(between(rng, 0, time.Second))
+		return n.start()
+	}
+	return nil
+}
+
+// fullDisk leaves no room on the disk of one member, mostly the leader, for a while, or until it crashes. The member must not
+// give up, which trouble looks for, and go on when there is room.
+func fullDisk(r *run, rng *rand.Rand) error {
+	n := r.someNode(rng)
+	if leader := r.leader(); leader != nil && rng.IntN(3) > 0 {
+		n = leader
+	}
+	n.disk.SetRoom(rng.IntN(200))
+	defer n.disk.SetRoom(-1)
+	time.Sleep(between(rng, 100*time.Millisecond, 8*time.Second))
+	if rng.IntN(4) == 0 {
+		n.crash(keep(rng))
+		time.Sleep(between(rng, 0, time.Second))
+		return n.start()
+	}
 	return nil
 }
 

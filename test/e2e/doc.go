@@ -13,5 +13,7 @@
 //   - a watcher that resumes sees every revision once, in order (TestLoadAndKill, TestLaggingMember);
 //   - members that are restarted one after the other fail no call of a client that knows all of them (TestRollingRestart);
 //   - a member that was away ends with the same data as the others (TestLaggingMember);
+//   - a disk under one member that is slow, hangs or is full stops nobody else, and that member goes on when it is well again
+//     (TestHungDisk, TestDiskFillsUp, TestLoneDiskFillsUp);
 //   - bad input touches nothing on disk (TestBadInput).
 package e2e

@@ -2,12 +2,17 @@ package e2e
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // TestFullDisk starts a member where no file may grow beyond a few KiB, which is how a full disk looks to it: it says so
@@ -44,47 +49,150 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestDiskFillsUp lets the disk of one of three members fill up while clients write: the member ends with status 1, the
-// others go on, and when there is room again the member comes back with everything.
+// TestDiskFillsUp lets the disk of one of three members fill up while clients write, and that of a cluster of one: reads go on,
+// writes that need room are refused where there is none, and the others go on. When there is room again the member goes on by
+// itself, in the same process, with everything; also after it was killed on the full disk.
 func TestDiskFillsUp(t *testing.T) {
-	small := t.TempDir()
-	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=768m"); err != nil {
-		t.Skipf("this test needs to mount a small disk: %v", err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
-	c := newCluster(t, 3)
+	c, ballast := newClusterOnSmallDisk(t, 3)
 	m := c.members[0]
-	m.dir = filepath.Join(small, m.name)
-	m.set("--data-dir", m.dir)
-	ballast := filepath.Join(small, "ballast")
 	c.start(c.members...)
 	fill(t, c.client(), "before", 50, 1000, 4)
+	client := c.client(m)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
 
-	if err := fillDisk(ballast); err != nil {
-		t.Fatal(err)
-	}
-	fill(t, c.client(c.members[1], c.members[2]), "while", 150, 1<<20, 8)
-	if status := m.p.wait(30 * time.Second); status != 1 {
-		t.Errorf("the member whose disk is full ended with status %d, want 1", status)
+	fillDisk(t, ballast)
+	fill(t, c.client(c.members[1], c.members[2]), "while", 100, 1<<20, 8)
+	untilRefused(ctx, t, client)
+	serializable(ctx, t, client, "before")
+	for c.leader() == m {
+		if ctx.Err() != nil {
+			t.Fatal("the member whose disk is full leads")
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
+	c.agree(60 * time.Second)
+	untilTaken(ctx, t, client)
+	if m.starts != 1 {
+		t.Errorf("the member was started %d times", m.starts)
+	}
+
+	fillDisk(t, ballast)
+	fill(t, c.client(c.members[1], c.members[2]), "again", 60, 1<<20, 8)
+	c.kill(m)
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
 	c.start(m)
-	c.agree(30 * time.Second)
+	c.agree(60 * time.Second)
+}
+
+// TestLoneDiskFillsUp is the same for a cluster of one, where nobody else writes.
+func TestLoneDiskFillsUp(t *testing.T) {
+	c, ballast := newClusterOnSmallDisk(t, 1)
+	c.start(c.members...)
+	client := c.client()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	fill(t, client, "before", 50, 1000, 4)
+
+	fillDisk(t, ballast)
+	acknowledged := 0
+	value := strings.Repeat("x", 1<<20)
+	for refused := false; !refused; {
+		if acknowledged > 700 {
+			t.Fatal("a full disk takes everything")
+		}
+		_, err := client.Put(ctx, fmt.Sprint("while/", acknowledged), value)
+		switch {
+		case err == nil:
+			acknowledged++
+		case errors.Is(err, rpctypes.ErrNoSpace):
+			refused = true
+		case !errors.Is(err, rpctypes.ErrTimeout):
+			t.Fatalf("a put on a full disk: %v", err)
+		}
+	}
+	t.Logf("%d MiB were still taken", acknowledged)
+	serializable(ctx, t, client, "before")
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	untilTaken(ctx, t, client)
+	got, err := client.Get(ctx, "while/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil || got.Count < int64(acknowledged) {
+		t.Errorf("%d keys are left of %d, %v", got.Count, acknowledged, err)
+	}
+}
+
+// newClusterOnSmallDisk puts the first member on a disk of its own, of 400 MiB. Ballast is the name of a file there.
+func newClusterOnSmallDisk(t *testing.T, n int) (c *cluster, ballast string) {
+	t.Helper()
+	small := t.TempDir()
+	if err := syscall.Mount("tmpfs", small, "tmpfs", 0, "size=400m"); err != nil {
+		t.Skipf("this test needs to mount a small disk: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(small, syscall.MNT_DETACH) })
+	c = newCluster(t, n)
+	m := c.members[0]
+	m.dir = filepath.Join(small, m.name)
+	m.set("--data-dir", m.dir)
+	return c, filepath.Join(small, "ballast")
+}
+
+// untilRefused puts through the client until it is told that there is no room, or that the member cannot.
+func untilRefused(ctx context.Context, t *testing.T, client *clientv3.Client) {
+	t.Helper()
+	for {
+		_, err := client.Put(ctx, "refused", "x")
+		if errors.Is(err, rpctypes.ErrNoSpace) || err != nil && strings.Contains(err.Error(), "the disk of this member does not answer") {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("nothing is refused; the last put: %v", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// untilTaken puts through the client until that is done.
+func untilTaken(ctx context.Context, t *testing.T, client *clientv3.Client) {
+	t.Helper()
+	for {
+		_, err := client.Put(ctx, "taken", "x")
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("nothing is taken again: %v", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func serializable(ctx context.Context, t *testing.T, client *clientv3.Client, prefix string) {
+	t.Helper()
+	got, err := client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithSerializable(), clientv3.WithLimit(10))
+	if err != nil || len(got.Kvs) == 0 {
+		t.Errorf("a serializable read on a full disk: %v, %v", got, err)
+	}
 }
 
 // fillDisk writes a file until the disk takes no more.
-func fillDisk(name string) error {
+func fillDisk(t *testing.T, name string) {
+	t.Helper()
 	f, err := os.Create(name)
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	defer f.Close()
 	block := make([]byte, 1<<20)
 	for {
 		if _, err := f.Write(block); err != nil {
-			return nil
+			return
 		}
 	}
 }

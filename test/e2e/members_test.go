@@ -158,7 +158,8 @@ func TestAddedMember(t *testing.T) {
 	stranger.p.expect(20*time.Second, 0, "which --initial-cluster does not have")
 }
 
-// TestWipedMember joins a member, wipes its disk, and starts it with the same command line: it comes back by itself.
+// TestWipedMember joins a member, wipes its disk, and starts it with the same command line: it comes back by itself (E#15107,
+// E#21611).
 func TestWipedMember(t *testing.T) {
 	c := startCluster(t, 3)
 	wiped := c.members[2]

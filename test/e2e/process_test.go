@@ -222,6 +222,9 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "curl" {
 		os.Exit(curl(os.Args[1:])) // see readme_test.go
 	}
+	if faults := os.Getenv(faultsVariable); faults != "" {
+		os.Exit(runFaulty(faults)) // see faultydisk_test.go
+	}
 	status := m.Run()
 	if buildDir != "" {
 		_ = os.RemoveAll(buildDir)

@@ -1,0 +1,117 @@
+package raftlog
+
+import (
+	"math/rand/v2"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// TestFullDisk runs logs on disks that are full again and again, for a few operations of
+// any kind, syncs of files too (a directory that cannot be synced ends the log): each write is
+// acknowledged once there is room, and a crash at any later time finds it.
+func TestFullDisk(t *testing.T) {
+	from, to := seeds(t, 20, 200)
+	for seed := from; seed < to; seed++ {
+		synctest.Test(t, func(t *testing.T) {
+			u := newUniverse(t, seed)
+			r := rand.New(rand.NewPCG(seed, 9))
+			var armed atomic.Bool
+			left, refused := 0, 0 // operations until the disk is full or not any more; under the lock of the file system
+			isFull := false
+			u.full = func(op string) bool {
+				if !armed.Load() || op == "sync log" {
+					return false
+				}
+				if left--; left <= 0 {
+					isFull = !isFull
+					left = 1 + r.IntN(10)
+				}
+				if isFull {
+					refused++
+				}
+				return isFull
+			}
+			for range 3 {
+				armed.Store(false)
+				u.begun = func() { armed.Store(true) }
+				u.ending = func() { armed.Store(false) } // a log that is told to close on a full disk gives up
+				u.live(1<<30, 60)
+				if t.Failed() {
+					t.Fatalf("seed %d", seed)
+				}
+			}
+			if refused == 0 {
+				t.Errorf("seed %d: the disk was never full", seed)
+			}
+		})
+	}
+}
+
+// TestCutMakesRoom: a log that waits for room for a new segment uses one that may be cut meanwhile.
+func TestCutMakesRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		o := memOptions()
+		o.FS = &stepFS{FS: vfs.NewMem(), step: func(op string) error {
+			if full.Load() && op[:6] == "create" {
+				return syscall.ENOSPC
+			}
+			return nil
+		}}
+		l := mustOpen(t, o)
+		last := uint64(0)
+		write := func() <-chan struct{} {
+			last++
+			done := make(chan struct{})
+			l.Append(Write{Entries: entriesFrom(last, 1, 1000, 1), Sync: true, Done: func() { close(done) }})
+			return done
+		}
+		for l.Stats().Segments < 3 {
+			<-write()
+		}
+		full.Store(true)
+		var waits <-chan struct{}
+		for waits == nil {
+			done := write()
+			select {
+			case <-done:
+			case <-time.After(time.Second):
+				waits = done
+			}
+		}
+		if _, busy := l.Pace(); busy < 500*time.Millisecond {
+			t.Errorf("it has waited for the disk for %v", busy)
+		}
+		l.Cut(last - 20)
+		<-waits
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestCloseOnFullDisk: a log that waits for room stops waiting when it is closed, and says why.
+func TestCloseOnFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var full atomic.Bool
+		o := memOptions()
+		o.FS = &stepFS{FS: vfs.NewMem(), step: func(string) error {
+			if full.Load() {
+				return syscall.ENOSPC
+			}
+			return nil
+		}}
+		l := mustOpen(t, o)
+		full.Store(true)
+		l.Append(Write{Entries: entriesFrom(1, 1, 10, 1), Sync: true, Done: func() { t.Error("acknowledged") }})
+		time.Sleep(time.Second)
+		if err := l.Close(); !IsNoRoom(err) {
+			t.Errorf("close gives %v", err)
+		}
+	})
+}

@@ -1,0 +1,236 @@
+package replica
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/trivet-kv/trivet/internal/transport"
+)
+
+const slowDisk = 500 * time.Millisecond
+
+// slowDiskCluster has state machines that write nothing, so that only the log meets the disk.
+func slowDiskCluster(t *testing.T, voters int) *cluster {
+	cl := newCluster(t, voters, 0, transport.NetworkOptions{MinDelay: time.Millisecond, MaxDelay: time.Millisecond},
+		Config{SlowDisk: slowDisk})
+	for _, m := range cl.members {
+		m.node.machine.mu.Lock()
+		m.node.machine.flushEvery = 1 << 40
+		m.node.machine.mu.Unlock()
+	}
+	return cl
+}
+
+// TestSlowDisk: a leader hands leadership over when its disk does not keep up with another member's, and keeps it when all
+// disks are as slow.
+func TestSlowDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := slowDiskCluster(t, 3)
+		defer cl.close()
+		cl.must(cl.campaign(1))
+		cl.must(cl.propose(1, "a", 3*time.Second))
+		term := cl.members[1].node.r.Status().Term
+		slow := func(d time.Duration, ids ...uint64) {
+			for _, id := range ids {
+				cl.members[id].node.fs.set(d)
+			}
+		}
+		slow(3*time.Second, 1, 2, 3)
+		b := make(chan error, 1)
+		go func() { b <- cl.propose(1, "b", 10*time.Second) }()
+		for len(b) == 0 {
+			if to := cl.members[1].node.r.Status().LeadTransferee; to != 0 {
+				t.Fatalf("leadership is handed to %d, whose disk is no quicker", to)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		cl.must(<-b)
+		if s := cl.members[1].node.r.Status(); s.Leader != 1 || s.Term != term {
+			t.Errorf("all disks are slow, and the leader is %d in term %d, was 1 in term %d", s.Leader, s.Term, term)
+		}
+		slow(0, 2, 3)
+		time.Sleep(10 * time.Second) // what is under way ends
+		done := make(chan error)
+		go func() { done <- cl.propose(2, "c", 30*time.Second) }()
+		if !cl.until(4*time.Second, func() bool { l := cl.leader(2, 3); return l != 0 && l != 1 }) {
+			t.Error("the leader with the slow disk has not handed leadership over")
+		}
+		cl.must(<-done)
+		slow(0, 1)
+		cl.must(cl.check(30 * time.Second))
+	})
+}
+
+func isStuck(r *Replica) bool {
+	select {
+	case <-r.Stuck():
+		return true
+	default:
+		return false
+	}
+}
+
+// TestSlowOrHungLeader: a leader whose commits take longer than the threshold, or never end, has handed leadership over within
+// two seconds of the first write that was slow; the members go on meanwhile, and nothing is lost.
+func TestSlowOrHungLeader(t *testing.T) {
+	for _, took := range []time.Duration{550 * time.Millisecond, 700 * time.Millisecond, 990 * time.Millisecond, 3 * time.Second, 0} {
+		name := took.String()
+		if took == 0 {
+			name = "hung"
+		}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := slowDiskCluster(t, 3)
+				defer cl.close()
+				cl.must(cl.campaign(1))
+				for i := range 5 {
+					cl.must(cl.propose(1, fmt.Sprint("quick", i), 3*time.Second))
+				}
+				fs := cl.members[1].node.fs
+				release := func() { fs.set(0) }
+				if took > 0 {
+					fs.set(took)
+				} else {
+					release = fs.hang()
+				}
+				began := time.Now()
+				var over atomic.Bool
+				done := make(chan error)
+				go func() {
+					for i := 0; !over.Load(); i++ {
+						if err := cl.propose(2, fmt.Sprint("slow", i), time.Second); err != nil {
+							done <- err
+							return
+						}
+						time.Sleep(10 * time.Millisecond)
+					}
+					done <- nil
+				}()
+				if !cl.until(5*time.Second, func() bool { l := cl.leader(2, 3); return l != 0 && l != 1 }) {
+					t.Error("leadership was not handed over")
+				}
+				if took := time.Since(began); took > 2*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				time.Sleep(5 * time.Second)
+				if l := cl.leader(2, 3); l == 0 || l == 1 {
+					t.Errorf("after a while the leader is %d", l)
+				}
+				if took == 0 && !isStuck(cl.members[1].node.r) {
+					t.Error("it is not stuck")
+				}
+				over.Store(true)
+				cl.must(<-done)
+				release()
+				cl.must(cl.check(30 * time.Second))
+				if !cl.until(5*time.Second, func() bool { return !isStuck(cl.members[1].node.r) }) {
+					t.Error("still stuck")
+				}
+			})
+		})
+	}
+}
+
+// TestHungFollower: the others go on, and the member says of itself that it is stuck, and that it is not any more.
+func TestHungFollower(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := slowDiskCluster(t, 3)
+		defer cl.close()
+		cl.must(cl.campaign(1))
+		cl.must(cl.propose(1, "a", 3*time.Second))
+		release := cl.members[3].node.fs.hang()
+		for i := range 100 {
+			cl.must(cl.propose(1, fmt.Sprint("b", i), time.Second))
+			time.Sleep(50 * time.Millisecond)
+		}
+		if l := cl.leader(); l != 1 {
+			t.Errorf("the leader is %d", l)
+		}
+		for id, m := range cl.members {
+			if isStuck(m.node.r) != (id == 3) {
+				t.Errorf("member %d is stuck: %t", id, isStuck(m.node.r))
+			}
+		}
+		release()
+		cl.must(cl.check(5 * time.Second))
+		time.Sleep(time.Second)
+		if isStuck(cl.members[3].node.r) {
+			t.Error("still stuck")
+		}
+	})
+}
+
+// TestStalledLeader: a leader whose state machine takes no more hands leadership over, though its log is quick.
+func TestStalledLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cl := slowDiskCluster(t, 3)
+		defer cl.close()
+		cl.must(cl.campaign(1))
+		cl.must(cl.propose(1, "a", 3*time.Second))
+		machine := cl.members[1].node.machine
+		machine.mu.Lock()
+		machine.applyDelay = 20 * time.Second
+		machine.mu.Unlock()
+		cl.must(cl.propose(2, "b", time.Second))
+		if !cl.until(2*time.Second, func() bool { l := cl.leader(2, 3); return l != 0 && l != 1 }) {
+			t.Error("leadership was not handed over")
+		}
+		cl.must(cl.propose(2, "c", time.Second))
+		time.Sleep(5 * time.Second)
+		if !isStuck(cl.members[1].node.r) {
+			t.Error("it is not stuck")
+		}
+		machine.mu.Lock()
+		machine.applyDelay = 0
+		machine.mu.Unlock()
+		cl.must(cl.check(60 * time.Second))
+	})
+}
+
+// pacedLog is a log that is as slow as it is told to say.
+type pacedLog struct {
+	Log
+	busy atomic.Int64
+}
+
+func (l *pacedLog) Pace() (median, busy time.Duration) { return 0, time.Duration(l.busy.Load()) }
+
+// TestSlowMembersStandBack: without a leader a member with a slow disk asks for no votes for five election timeouts, and then
+// does; it gives votes to others all the time.
+func TestSlowMembersStandBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(2, 1, 1)
+		l.r.Stop()
+		paced := &pacedLog{Log: l.log}
+		paced.busy.Store(int64(time.Hour))
+		var err error
+		l.r, err = Start(Config{ID: 1, Origin: 0xabd, Log: paced, Machine: l.machine, Transport: l, SlowDisk: slowDisk,
+			Applied: l.machine.state.Applied, ConfState: l.machine.state.ConfState})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond) // the first look at the disk
+		l.heartbeat(2, 1, 1)
+		l.take(raftpb.MsgPreVote)
+		l.r.PeerDown(2, true)
+		time.Sleep(4500 * time.Millisecond)
+		if ms := l.take(raftpb.MsgPreVote); len(ms) > 0 {
+			t.Fatalf("asked for votes: %v", ms)
+		}
+		l.r.Receive(&raftpb.Message{Type: raftpb.MsgPreVote.Enum(), From: new(uint64(3)), To: new(uint64(1)), Term: new(uint64(2)),
+			Index: new(uint64(1)), LogTerm: new(uint64(1))})
+		if m := l.one(raftpb.MsgPreVoteResp); m.GetReject() {
+			t.Errorf("refused its vote: %v", m)
+		}
+		time.Sleep(5 * time.Second)
+		if ms := l.take(raftpb.MsgPreVote); len(ms) == 0 {
+			t.Error("it never asks for votes")
+		}
+	})
+}

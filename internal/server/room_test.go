@@ -1,0 +1,212 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/kv"
+)
+
+// smallFS is a disk that is full from some operation on: whatever makes, links or names a file, or writes to one, fails then,
+// a write after its first half. Files that were written before can be overwritten only if grown is not set, as on a file
+// system that writes in place.
+type smallFS struct {
+	vfs.FS
+
+	mu    sync.Mutex
+	left  int // operations until it is full; negative: there is room
+	grown bool
+}
+
+// fill lets so many operations pass and then none.
+func (f *smallFS) fill(after int, grown bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left, f.grown = after, grown
+}
+
+func (f *smallFS) empty() { f.fill(-1, false) }
+
+func (f *smallFS) refuse() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.left > 0 {
+		f.left--
+	}
+	if f.left == 0 {
+		return &os.PathError{Op: "write", Path: "small disk", Err: syscall.ENOSPC}
+	}
+	return nil
+}
+
+func (f *smallFS) Unwrap() vfs.FS { return f.FS }
+
+func (f *smallFS) open(name string, open func() (vfs.File, error)) (vfs.File, error) {
+	if err := f.refuse(); err != nil {
+		return nil, err
+	}
+	file, err := open()
+	if err != nil {
+		return nil, err
+	}
+	return smallFile{file, f, strings.HasSuffix(name, ".log")}, nil
+}
+
+func (f *smallFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return f.open(name, func() (vfs.File, error) { return f.FS.Create(name, c) })
+}
+
+func (f *smallFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	return f.open(name, func() (vfs.File, error) { return f.FS.OpenReadWrite(name, c, o...) })
+}
+
+func (f *smallFS) Link(from, to string) error {
+	if err := f.refuse(); err != nil {
+		return err
+	}
+	return f.FS.Link(from, to)
+}
+
+func (f *smallFS) Rename(from, to string) error {
+	if err := f.refuse(); err != nil {
+		return err
+	}
+	return f.FS.Rename(from, to)
+}
+
+func (f *smallFS) MkdirAll(dir string, perm os.FileMode) error {
+	if err := f.refuse(); err != nil {
+		return err
+	}
+	return f.FS.MkdirAll(dir, perm)
+}
+
+type smallFile struct {
+	vfs.File
+	fs      *smallFS
+	inPlace bool // mostly written over
+}
+
+func (f smallFile) Write(p []byte) (int, error) {
+	if err := f.fs.refuse(); err != nil {
+		n, _ := f.File.Write(p[:len(p)/2])
+		return n, err
+	}
+	return f.File.Write(p)
+}
+
+func (f smallFile) WriteAt(p []byte, off int64) (int, error) {
+	f.fs.mu.Lock()
+	grown := f.fs.grown
+	f.fs.mu.Unlock()
+	if info, err := f.File.Stat(); !grown && err == nil && off+int64(len(p)) <= info.Size() {
+		return f.File.WriteAt(p, off)
+	}
+	if err := f.fs.refuse(); err != nil {
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
+		return n, err
+	}
+	return f.File.WriteAt(p, off)
+}
+
+// TestFullDisk lets the disk of a member fill up at some operation while its clients write, and empties it again. Meanwhile
+// reads go on and writes are refused; the member never fails; afterwards it goes on by itself, with all that was acknowledged,
+// also after a restart.
+func TestFullDisk(t *testing.T) {
+	seeds := uint64(24)
+	if testing.Short() {
+		seeds = 6
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { fillDisk(t, seed) })
+		})
+	}
+}
+
+func fillDisk(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 11))
+	c := newCluster(t, 1)
+	defer c.network.Close()
+	small := &smallFS{FS: c.disks[0], left: -1}
+	c.change = func(o *Options) { o.FS, o.SlowDisk = small, 500*time.Millisecond }
+	one := c.start(0)
+	acked := map[string]string{}
+	n := 0
+	write := func() error {
+		n++
+		key, value := fmt.Sprint("k", n%97), fmt.Sprint(n, strings.Repeat("x", 1+r.IntN(4000)))
+		_, err := tryPut(t, one, key, value)
+		if err == nil {
+			acked[key] = value
+		} else {
+			delete(acked, key) // it may be the one or the other
+		}
+		return err
+	}
+	for range 20 {
+		if err := write(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		small.fill(1+r.IntN(60), r.IntN(2) == 0)
+		refused := 0
+		for tries := 0; refused < 3; tries++ {
+			err := write()
+			switch {
+			case errors.Is(err, kv.ErrNoSpace):
+				refused++
+			case err != nil && !errors.Is(err, kv.ErrTimeout):
+				t.Fatalf("a put on a full disk gives %v", err)
+			}
+			if tries > 2000 {
+				t.Fatal("nothing is ever refused")
+			}
+			if tries%50 == 0 {
+				get(t, one, "k1")
+			}
+		}
+		get(t, one, "k1")
+		if _, err := try(t, one, &command.Command{LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 100}}); !errors.Is(err, kv.ErrNoSpace) {
+			t.Errorf("a lease on a full disk gives %v", err)
+		}
+		time.Sleep(time.Duration(r.IntN(20)) * time.Second)
+		small.empty()
+		time.Sleep(time.Second)
+		for range 30 {
+			if err := write(); err != nil {
+				t.Fatalf("with room again a put gives %v", err)
+			}
+		}
+	}
+	check := func() {
+		t.Helper()
+		for key, value := range acked {
+			if got := get(t, one, key); got != value {
+				t.Errorf("%s is %.20s, and %.20s was acknowledged", key, got, value)
+			}
+		}
+	}
+	check()
+	select {
+	case err := <-one.Failed():
+		t.Errorf("the member failed: %v", err)
+	default:
+	}
+	c.stop(0)
+	one = c.start(0)
+	check()
+	c.stop(0)
+}
