@@ -39,7 +39,10 @@ func TestFullDisk(t *testing.T) {
 			for range 3 {
 				armed.Store(false)
 				u.begun = func() { armed.Store(true) }
-				u.ending = func() { armed.Store(false) } // a log that is told to close on a full disk gives up
+				u.ending = func() { // a log that is told to close on a full disk gives up
+					armed.Store(false)
+					time.Sleep(time.Second)
+				}
 				u.live(1<<30, 60)
 				if t.Failed() {
 					t.Fatalf("seed %d", seed)

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
 
@@ -148,6 +150,9 @@ func TestHungFollower(t *testing.T) {
 			cl.must(cl.propose(1, fmt.Sprint("b", i), time.Second))
 			time.Sleep(50 * time.Millisecond)
 		}
+		if err := cl.members[3].node.r.ReadBarrier(t.Context()); !errors.Is(err, kv.ErrTimeoutApply) {
+			t.Errorf("a read behind what it has applied gives %v", err)
+		}
 		if l := cl.leader(); l != 1 {
 			t.Errorf("the leader is %d", l)
 		}
@@ -158,6 +163,7 @@ func TestHungFollower(t *testing.T) {
 		}
 		release()
 		cl.must(cl.check(5 * time.Second))
+		cl.must(cl.read(3, time.Second))
 		time.Sleep(time.Second)
 		if isStuck(cl.members[3].node.r) {
 			t.Error("still stuck")

@@ -135,6 +135,19 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// readOnFullDisk reads what is applied. Where so much was committed that the state has no memory left for it, a read that must
+// show all of it cannot be answered.
+func readOnFullDisk(t *testing.T, m *Member) {
+	t.Helper()
+	if err := m.ReadBarrier(t.Context()); err != nil && !errors.Is(err, kv.ErrTimeout) {
+		t.Fatal(err)
+	}
+	r, _, err := m.Store().Range(kv.RangeOptions{Range: kv.Range{Key: []byte("k1")}})
+	if err != nil || len(r.KVs) != 1 {
+		t.Fatalf("a read gives %d pairs, %v", len(r.KVs), err)
+	}
+}
+
 func fillDisk(t *testing.T, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, 11))
 	c := newCluster(t, 1)
@@ -175,10 +188,10 @@ func fillDisk(t *testing.T, seed uint64) {
 				t.Fatal("nothing is ever refused")
 			}
 			if tries%50 == 0 {
-				get(t, one, "k1")
+				readOnFullDisk(t, one)
 			}
 		}
-		get(t, one, "k1")
+		readOnFullDisk(t, one)
 		if _, err := try(t, one, &command.Command{LeaseGrant: &command.LeaseGrant{ID: 1, TTL: 100}}); !errors.Is(err, kv.ErrNoSpace) {
 			t.Errorf("a lease on a full disk gives %v", err)
 		}
@@ -209,4 +222,62 @@ func fillDisk(t *testing.T, seed uint64) {
 	one = c.start(0)
 	check()
 	c.stop(0)
+}
+
+// TestCheckpointOnFullDisk brings a member that was away up to date with a checkpoint, while its disk, or that of the others,
+// fills up at some operation: it is up to date when there is room again, and nobody has failed.
+func TestCheckpointOnFullDisk(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { checkpointOnFullDisk(t, seed) })
+		})
+	}
+}
+
+func checkpointOnFullDisk(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 12))
+	c := newCluster(t, 3)
+	defer c.network.Close()
+	var small []*smallFS
+	for _, d := range c.disks {
+		small = append(small, &smallFS{FS: d, left: -1})
+	}
+	installed := 0
+	c.change = func(o *Options) {
+		o.FS, o.SlowDisk, o.CatchupEntries = small[o.Name[1]-'0'], 500*time.Millisecond, 10
+		o.Observer.Replica.Installed = func(uint64, time.Duration) { installed++ }
+	}
+	c.startAll()
+	put(t, c.members[2], "before", "1")
+	c.members[2].Kill()
+	for i := range 500 {
+		put(t, c.members[0], fmt.Sprintf("k%d", i%100), strings.Repeat("x", 600))
+	}
+	put(t, c.members[0], "last", "1")
+	time.Sleep(2 * flushEvery) // so that the log is cut
+	m := c.start(2)
+	full := []int{2}
+	if seed%2 == 1 {
+		full = []int{0, 1}
+	}
+	for _, i := range full {
+		small[i].fill(r.IntN(20), r.IntN(2) == 0)
+	}
+	time.Sleep(time.Duration(1+r.IntN(60)) * time.Second)
+	for _, i := range full {
+		small[i].empty()
+	}
+	time.Sleep(time.Minute) // the checkpoint may have to be made again
+	if got := get(t, m, "last"); got != "1" || installed == 0 {
+		t.Fatalf("last is %q after %d checkpoints", got, installed)
+	}
+	for i, m := range c.members {
+		select {
+		case err := <-m.Failed():
+			t.Errorf("member %d failed: %v", i, err)
+		default:
+		}
+		put(t, m, fmt.Sprint("after", i), "1")
+	}
+	c.stopAll()
 }

@@ -243,9 +243,13 @@ func TestCheckMembers(t *testing.T) {
 		{what: "a member that nobody runs", running: []uint64{1}, all: []view{of(1, 2)}, want: "[1 2] for one of them"},
 		{what: "back from removal", running: []uint64{1, 2}, all: []view{of(1, 2), of(1, 2)}, changes: changes{removed: map[uint64]bool{2: true}}, want: "2 was removed, and is there again"},
 		{what: "a vote taken back", running: []uint64{1, 2}, all: []view{learner, learner}, changes: changes{promoted: map[uint64]bool{2: true}}, want: "2 was given a vote, and is a learner again"},
+		{what: "a vote by an update", running: []uint64{1, 2}, all: []view{of(1, 2)}, changes: changes{mayVote: map[uint64]bool{1: true}}, want: "2 has a vote that nobody asked for"},
 		{what: "two tables", running: []uint64{1, 2}, all: []view{of(1, 2), elsewhere}, want: "two members differ"},
 		{what: "a removed member still counts for a quorum", running: []uint64{1, 2}, all: []view{of(1, 2), counts}, want: "raft counts with [2 1 3]"},
 	} {
+		if c.changes.mayVote == nil {
+			c.changes.mayVote = map[uint64]bool{1: true, 2: true, 3: true}
+		}
 		err := checkMembers(c.running, c.all, c.changes)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", c.what, err)

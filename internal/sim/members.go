@@ -22,6 +22,7 @@ type changes struct {
 	asked    map[uint64]bool // whose removal was asked for, and may happen at any time
 	removed  map[uint64]bool // whose removal was acknowledged
 	promoted map[uint64]bool // whose promotion was acknowledged
+	mayVote  map[uint64]bool // founders, and those whose promotion somebody asked for
 }
 
 // newcomer makes of a node one that joins the cluster at its next start, as a learner that asks for its vote or not.
@@ -151,13 +152,14 @@ func (r *run) meanwhile(rng *rand.Rand, change func()) error {
 
 // join starts a node that joins.
 func (r *run) join(rng *rand.Rand, n *node) error {
-	r.newcomer(n, rng.IntN(2) == 0)
+	promote := rng.IntN(2) == 0
+	r.newcomer(n, promote)
 	var failed error
 	err := r.meanwhile(rng, func() { failed = n.start() })
 	if failed != nil {
 		return fmt.Errorf("membership: %s cannot join: %w", n.name, failed)
 	}
-	n.in = true
+	n.in, r.changes.mayVote[n.id] = true, promote
 	return err
 }
 
@@ -182,7 +184,7 @@ func wipeOne(r *run, rng *rand.Rand) error {
 	}
 	n := nodes[rng.IntN(len(nodes))]
 	was := n.id
-	r.changes.asked[was] = true
+	r.ask(was)
 	n.crash(0)
 	r.left(n)
 	if err := r.join(rng, n); err != nil {
@@ -200,6 +202,7 @@ func promoteOne(r *run, rng *rand.Rand) error {
 	if i < 0 || l == nil {
 		return nil
 	}
+	r.changes.mayVote[table[i].ID] = true
 	acknowledged := false
 	err := r.meanwhile(rng, func() {
 		ctx, cancel := context.WithTimeout(l.ctx, 5*time.Second)
@@ -213,6 +216,20 @@ func promoteOne(r *run, rng *rand.Rand) error {
 	return err
 }
 
+// updateOne gives a member another peer URL, and nothing else.
+func updateOne(r *run, rng *rand.Rand) error {
+	n, l := r.someNode(rng), r.someNode(rng).current()
+	if l == nil {
+		return nil
+	}
+	url := fmt.Sprintf("http://%s-%d:2380", n.name, rng.IntN(1000))
+	return r.meanwhile(rng, func() {
+		ctx, cancel := context.WithTimeout(l.ctx, 5*time.Second)
+		defer cancel()
+		_, _ = l.services.MemberUpdate(ctx, &pb.MemberUpdateRequest{ID: n.id, PeerURLs: []string{url}}) // may well fail
+	})
+}
+
 // removeOne removes a member, in half of the cases the leader. It must stop then.
 func removeOne(r *run, rng *rand.Rand) error {
 	nodes := r.spendable(r.table(rng))
@@ -224,23 +241,57 @@ func removeOne(r *run, rng *rand.Rand) error {
 		n = leader
 	}
 	id := n.id
-	r.changes.asked[id] = true
-	var refused error
-	err := r.meanwhile(rng, func() {
-		ctx, cancel := context.WithTimeout(l.ctx, 5*time.Second)
-		defer cancel()
-		_, err := l.services.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: id})
-		if r.changes.removed[id] = err == nil && l.alive(); err != nil {
-			refused = err
-		}
-	})
-	switch {
-	case errors.Is(refused, rpctypes.ErrGRPCUnhealthy) || errors.Is(refused, rpctypes.ErrGRPCMemberNotEnoughStarted):
-		delete(r.changes.asked, id) // before it was proposed
-	case err == nil && r.changes.removed[id]:
+	var answer error
+	r.ask(id)
+	err := r.meanwhile(rng, func() { answer = r.remove(l, id) })
+	if r.answered(id, answer) && err == nil {
 		err = r.stops(n, id)
 	}
 	return err
+}
+
+// removeDown removes a member while it is down. When it comes back it must be told.
+func removeDown(r *run, rng *rand.Rand) error {
+	nodes := r.spendable(r.table(rng))
+	if len(nodes) == 0 {
+		return nil
+	}
+	n := nodes[rng.IntN(len(nodes))]
+	n.crash(keep(rng))
+	others := slices.DeleteFunc(r.members(), func(o *node) bool { return o == n })
+	id := n.id
+	r.ask(id)
+	acknowledged := r.answered(id, r.remove(others[rng.IntN(len(others))].current(), id))
+	if err := r.up(n); err != nil || !acknowledged {
+		return err
+	}
+	return r.stops(n, id)
+}
+
+// ask notes that a member's removal is asked for.
+func (r *run) ask(id uint64) { r.changes.asked[id] = true }
+
+// remove asks a member to remove another.
+func (r *run) remove(l *life, id uint64) error {
+	ctx, cancel := context.WithTimeout(l.ctx, 5*time.Second)
+	defer cancel()
+	_, err := l.services.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: id})
+	if err == nil && !l.alive() {
+		err = context.Canceled
+	}
+	return err
+}
+
+// answered notes what came of asking, and reports whether the removal was acknowledged. Some refusals come before anybody else
+// has heard of it.
+func (r *run) answered(id uint64, err error) bool {
+	switch {
+	case err == nil:
+		r.changes.removed[id] = true
+	case errors.Is(err, rpctypes.ErrGRPCUnhealthy), errors.Is(err, rpctypes.ErrGRPCMemberNotEnoughStarted):
+		delete(r.changes.asked, id)
+	}
+	return err == nil
 }
 
 // stops waits until a member that was removed does not run any more.
@@ -268,13 +319,8 @@ func (r *run) whoIsIn() error {
 		if slices.Contains(running, m.ID) {
 			continue
 		}
-		r.changes.asked[m.ID] = true
-		l := r.members()[0].current()
-		ctx, cancel := context.WithTimeout(l.ctx, 5*time.Second)
-		if _, err := l.services.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: m.ID}); err == nil {
-			r.changes.removed[m.ID] = true
-		}
-		cancel()
+		r.ask(m.ID)
+		r.answered(m.ID, r.remove(r.members()[0].current(), m.ID))
 	}
 	return checkMembers(running, all, r.changes)
 }
@@ -305,6 +351,9 @@ func checkMembers(running []uint64, all []view, c changes) error {
 			}
 			if c.promoted[m.ID] && m.Learner {
 				f.add("membership", "%x was given a vote, and is a learner again", m.ID)
+			}
+			if !c.mayVote[m.ID] && !m.Learner {
+				f.add("membership", "%x has a vote that nobody asked for", m.ID)
 			}
 		}
 		if ids := slices.Sorted(slices.Values(slices.Concat(voters, learners))); !slices.Equal(ids, running) {

@@ -165,6 +165,7 @@ func Run(o Options) (*Outcome, error) {
 		if err := n.start(); err != nil {
 			return &Outcome{Report: r.report}, err
 		}
+		r.changes.mayVote[n.id] = true
 	}
 	watching, stopWatching := context.WithCancel(context.Background())
 	var watchers, clients sync.WaitGroup
@@ -201,7 +202,8 @@ func newRun(o Options) *run {
 	if o.SyncsLate == 0 {
 		disk.Slow = append(disk.Slow, "/STATE") // so that putting a received checkpoint in place takes time too
 	}
-	r.changes = changes{asked: map[uint64]bool{}, removed: map[uint64]bool{}, promoted: map[uint64]bool{}}
+	known := func() map[uint64]bool { return map[uint64]bool{} }
+	r.changes = changes{asked: known(), removed: known(), promoted: known(), mayVote: known()}
 	r.addNodes(disk)
 	for i := range o.Keys {
 		r.keys = append(r.keys, fmt.Sprintf("k%d", i))
@@ -237,6 +239,7 @@ func (r *run) addNodes(disk DiskOptions) {
 			Tick: 20 * time.Millisecond, ElectionTicks: 10, SlowDisk: 100 * time.Millisecond,
 			// Little of everything, so that logs are cut, tables flushed and checkpoints sent within seconds.
 			CatchupEntries: 100, MemTableBytes: o.MemTableBytes, CacheBytes: 1 << 20, LogSegmentBytes: o.LogSegmentBytes,
+			IntegrityInterval: time.Second,
 		}
 		options.Observer.Replica.Installed = func(uint64, time.Duration) { r.checkpoints.Add(1) }
 		n := &node{

@@ -91,7 +91,7 @@ func TestFullDisks(t *testing.T) {
 }
 
 // changing are the faults of runs that are about who the members are.
-var changing = []string{"join", "promote", "remove", "wipe", "crash one", "compact"}
+var changing = []string{"join", "promote", "remove", "remove while down", "wipe", "update", "crash one", "compact"}
 
 // TestMembersChange runs clusters whose members come and go all the time.
 func TestMembersChange(t *testing.T) {
@@ -110,14 +110,14 @@ func TestMembersChange(t *testing.T) {
 
 // TestZombiesAreFound makes sure that members which go on after their removal, because nobody tells them, are found out.
 func TestZombiesAreFound(t *testing.T) {
-	for seed := range uint64(2 * plantedSeeds) {
-		report, err := simulate(t, Options{Seed: seed, Faults: changing, Zombies: true})
+	for seed := range uint64(plantedSeeds) {
+		report, err := simulate(t, Options{Seed: seed, Faults: []string{"join", "promote", "remove while down"}, Zombies: true})
 		t.Logf("seed %d (%v) finds: %.300v", seed, report, err)
 		if err != nil && strings.Contains(err.Error(), "membership: ") {
 			return
 		}
 	}
-	t.Fatalf("members that are not told of their removal ran %d seeds, and nothing was found", 2*plantedSeeds)
+	t.Fatalf("members that are not told of their removal ran %d seeds, and nothing was found", plantedSeeds)
 }
 
 // plantedSeeds is how many seeds may pass before the planted bug is found.

@@ -62,7 +62,9 @@ var disturbances = []fault{
 	{"join", 3, joinOne},
 	{"promote", 2, promoteOne},
 	{"remove", 3, removeOne},
+	{"remove while down", 1, removeDown},
 	{"wipe", 2, wipeOne},
+	{"update", 1, updateOne},
 }
 
 func (r *run) chooseFault(rng *rand.Rand) fault {
