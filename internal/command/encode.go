@@ -98,6 +98,9 @@ func (c *Command) Append(dst []byte) []byte {
 	return c.appendMembership(dst)
 }
 
+// Kind is the number of the kind, as it is in the log.
+func (c *Command) Kind() byte { return c.kind() }
+
 func (c *Command) kind() byte {
 	switch {
 	case c.Put != nil:

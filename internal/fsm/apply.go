@@ -32,6 +32,8 @@ type Outcome struct {
 	AuthChanged bool
 	// Compacted is the newest revision that a compaction in this run asked for; 0 if none did.
 	Compacted int64
+	// Diverged, if set, tells that what this member applied is not what the majority did (Mark).
+	Diverged *Divergence
 	// Ran is what was run, command by command.
 	Ran []Ran
 	// Deletes is how often keys were deleted: once for each delete, however many keys it found, and for each key of a lease
@@ -70,7 +72,7 @@ type LeaseChange struct {
 func (s *State) Apply(entries []command.Entry, waiters Waiters) (Outcome, error) {
 	b := s.Engine.NewBatch()
 	defer b.Close()
-	a := applier{State: s, batch: b, writer: s.Store.NewWriter(b), waiters: waiters}
+	a := s.newApplier(b, waiters)
 	if err := a.prepare(entries); err != nil {
 		a.discard()
 		return Outcome{}, err
@@ -121,11 +123,21 @@ type applier struct {
 	command command.Command // decoded in place, one after the other
 	outcome Outcome
 	conf    bool // raft counts with the members after the entry
+
+	sum   sum // as it will be
+	mixer mixer
+}
+
+func (s *State) newApplier(b *engine.Batch, waiters Waiters) *applier {
+	return &applier{State: s, batch: b, writer: s.Store.NewWriter(b), waiters: waiters, sum: s.sum}
 }
 
 // commit writes the position of the last entry into the batch, commits it and shows readers the new state.
 func (a *applier) commit(last Position, confState []byte) error {
 	if err := writePosition(a.batch, last, confState); err != nil {
+		return err
+	}
+	if err := a.sum.write(a.batch); err != nil {
 		return err
 	}
 	// Permissions first: whoever reads what this batch wrote is measured by the permissions that it made. What is in the
@@ -142,6 +154,8 @@ func (a *applier) commit(last Position, confState []byte) error {
 	a.Members.Publish()
 	a.Alarms.Publish()
 	a.Applied = last
+	a.State.sum = a.sum
+	a.notes.Store(&a.sum.notes)
 	a.outcome.Events = events
 	a.outcome.Revision = a.Store.Revision()
 	return nil
@@ -165,6 +179,7 @@ func (a *applier) apply(origin uint64, encoded []byte) error {
 	if err := a.run(c, &r, wanted); err != nil {
 		return fmt.Errorf("%s: %w", c.Name(), err)
 	}
+	a.mix(c.Kind(), &r)
 	a.outcome.Ran = append(a.outcome.Ran, Ran{Name: c.Name(), Refused: r.Err})
 	if wanted {
 		a.outcome.Results = append(a.outcome.Results, Answer{ID: c.ID, Result: r})
@@ -206,9 +221,12 @@ func (a *applier) run(c *command.Command, r *command.Result, wanted bool) error 
 		return a.Members.Describe(a.batch, p.ID, p.Name, p.ClientURLs)
 	case c.Alarm != nil:
 		return a.alarm(c.Alarm, r)
-	case c.Fence != nil, c.Mark != nil:
+	case c.Fence != nil:
 		r.Revision = a.writer.Revision()
 		return nil
+	case c.Mark != nil:
+		r.Revision = a.writer.Revision()
+		return a.mark(c.Mark)
 	}
 	return a.membership(c, r)
 }

@@ -12,9 +12,11 @@ package fsm
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/trivet-kv/trivet/internal/alarm"
 	"github.com/trivet-kv/trivet/internal/auth"
+	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/lease"
 	"github.com/trivet-kv/trivet/internal/member"
@@ -34,6 +36,9 @@ type State struct {
 	// raft after it. Both are the apply goroutine's.
 	Applied   Position
 	ConfState []byte
+
+	sum   sum // the apply goroutine's
+	notes atomic.Pointer[[]command.Note]
 }
 
 // Position names one entry of the log.
@@ -67,6 +72,10 @@ func Open(e *engine.Engine, o mvcc.Options) (*State, error) {
 	if s.Alarms, err = alarm.Open(e); err != nil {
 		return nil, fmt.Errorf("open the alarms: %w", err)
 	}
+	if s.sum, err = readSum(e); err != nil {
+		return nil, err
+	}
+	s.notes.Store(&s.sum.notes)
 	return s, nil
 }
 
@@ -97,6 +106,10 @@ func bootstrap(e *engine.Engine, members []member.Member, confState []byte, at P
 		if err := table.Set(b, m); err != nil {
 			return err
 		}
+	}
+	begin := sum{since: at.Index}
+	if err := begin.write(b); err != nil {
+		return err
 	}
 	if err := writePosition(b, at, confState); err != nil {
 		return err

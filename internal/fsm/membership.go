@@ -89,7 +89,8 @@ func (s *State) ApplyConf(e command.Entry, confState []byte, waiters Waiters) (O
 	}
 	b := s.Engine.NewBatch()
 	defer b.Close()
-	a := applier{State: s, batch: b, writer: s.Store.NewWriter(b), waiters: waiters, entry: &e, conf: confState != nil}
+	a := s.newApplier(b, waiters)
+	a.entry, a.conf = &e, confState != nil
 	c, seen, row, err := s.readConf(e)
 	if err != nil {
 		return Outcome{}, err

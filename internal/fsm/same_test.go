@@ -58,7 +58,9 @@ func randomCommand(r *rand.Rand, revision int64) *command.Command {
 }
 
 func randomRequest(r *rand.Rand, revision int64) *command.Command {
-	switch r.IntN(17) {
+	switch r.IntN(18) {
+	case 17:
+		return &command.Command{Mark: &command.Mark{Restart: r.IntN(4) == 0}}
 	case 13, 14, 15, 16:
 		return &command.Command{Auth: randomAuth(r)}
 	case 0:

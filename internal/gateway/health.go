@@ -56,9 +56,15 @@ func (p *healthPages) linearizableRead(ctx context.Context) error {
 	return p.serializableRead(ctx)
 }
 
+// concerns reports whether an alarm says something of this member. The alarm CORRUPT that another member raised about itself
+// does not: that one rebuilds itself, and this one serves.
+func (p *healthPages) concerns(a kv.Alarm) bool {
+	return a.Type != kv.AlarmCorrupt || !a.Own || a.MemberID == p.b.Header().MemberID
+}
+
 func (p *healthPages) notCorrupt(context.Context) error {
 	for _, a := range p.b.Alarms() {
-		if a.Type == kv.AlarmCorrupt {
+		if a.Type == kv.AlarmCorrupt && p.concerns(a) {
 			return errors.New("alarm activated: CORRUPT")
 		}
 	}
@@ -152,6 +158,9 @@ func (p *healthPages) health(w http.ResponseWriter, r *http.Request) {
 func (p *healthPages) illness(ctx context.Context, exclude []string, serializable bool) string {
 next:
 	for _, a := range p.b.Alarms() {
+		if !p.concerns(a) {
+			continue
+		}
 		name := a.Type.String()
 		for _, e := range exclude {
 			if e == name {

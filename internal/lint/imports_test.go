@@ -73,6 +73,7 @@ github.com/go-logr/logr: internal/tracing # through which OpenTelemetry's librar
 github.com/prometheus: internal/metrics internal/proxy # others call observers; a proxy shows what etcd's packages count
 golang.org/x/sys: internal/cli # SO_REUSEPORT
 github.com/spf13/cobra: internal/cli # commands
+github.com/cespare/xxhash/v2: internal/fsm # the rolling hash
 github.com/golang-jwt/jwt/v5: internal/token # signed tokens, the library that etcd uses
 golang.org/x/crypto/bcrypt: internal/token # hashes of passwords, as etcd's
 sigs.k8s.io/yaml: internal/config # the configuration file

@@ -62,6 +62,9 @@ func (w *Writer) closeLookups() (err error) {
 // Revision returns the main revision after the last Txn that ended.
 func (w *Writer) Revision() int64 { return w.revision }
 
+// Events are the changes so far, in order. They belong to the Writer.
+func (w *Writer) Events() []kv.Event { return w.events }
+
 // CompactRevision returns the compact revision, a Compact in this batch included.
 func (w *Writer) CompactRevision() int64 { return w.compact }
 

@@ -9,7 +9,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/mem"
 
 	"github.com/trivet-kv/trivet/internal/command"
@@ -27,7 +26,7 @@ func (s *Services) propose(ctx context.Context, kind string, c *command.Command)
 	}
 	c.User, c.AuthRevision = who.User, who.Revision
 	begin := time.Now()
-	span := trace.SpanFromContext(ctx) // one that does nothing, without a tracer
+	span := s.spanOf(ctx)
 	span.AddEvent("Send raft proposal")
 	res, err := s.b.Propose(ctx, c)
 	if took := s.took(kind, err, begin); took > traceAfter && err == nil && res.Err == nil {

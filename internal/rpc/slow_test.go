@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
 	"github.com/trivet-kv/trivet/internal/command"
 )
 
@@ -53,5 +55,18 @@ func TestTracesAreBounded(t *testing.T) {
 	}
 	if unsaid, ok := l.take(now.Add(time.Second)); !ok || unsaid != 0 {
 		t.Errorf("said twice: %v, %d", ok, unsaid)
+	}
+}
+
+// Without a tracer a span costs no memory.
+func TestNoSpanNoCost(t *testing.T) {
+	s := &Services{}
+	ctx, r := t.Context(), &pb.PutRequest{Key: []byte("k")}
+	if n := testing.AllocsPerRun(100, func() {
+		ctx, span := s.span(ctx, r)
+		s.spanOf(ctx).AddEvent("x")
+		span.End()
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

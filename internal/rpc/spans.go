@@ -25,13 +25,24 @@ func spanText(key []byte) string {
 	return strings.ToValidUTF8(string(key[:min(len(key), maxSpanText)]), "\uFFFD")
 }
 
+// noSpan is every span of a member that does not trace.
+var noSpan trace.Span = noop.Span{}
+
 // span begins the span of a request. Whoever calls it ends the span.
 func (s *Services) span(ctx context.Context, r any) (context.Context, trace.Span) {
 	if s.o.Tracer == nil {
-		return ctx, noop.Span{}
+		return ctx, noSpan
 	}
 	name, attributes := describeSpan(r)
 	return s.o.Tracer.Start(ctx, name, trace.WithAttributes(attributes...))
+}
+
+// spanOf is the span that a request is in.
+func (s *Services) spanOf(ctx context.Context) trace.Span {
+	if s.o.Tracer == nil {
+		return noSpan
+	}
+	return trace.SpanFromContext(ctx)
 }
 
 // streamed is a RangeRequest of RangeStream.

@@ -48,6 +48,8 @@ type listeners struct {
 	// Tokens is told of a token before whoever asked for it; it may be nil. Auth is told that users and roles changed.
 	Tokens func(fsm.Token)
 	Auth   func()
+	// Diverged is told that this state is not that of the majority.
+	Diverged func(fsm.Divergence)
 	// Applied is told last, for metrics. It may be nil, and must not keep the outcome.
 	Applied func(out *fsm.Outcome, took time.Duration)
 	// Replaced is called when a checkpoint of another member took the place of the state.
@@ -132,6 +134,9 @@ func (m *machine) tell(out *fsm.Outcome, took time.Duration) {
 	}
 	if len(out.Events) > 0 {
 		m.listeners.Events(out.Revision, out.Events)
+	}
+	if out.Diverged != nil {
+		m.listeners.Diverged(*out.Diverged)
 	}
 	if m.listeners.Applied != nil {
 		m.listeners.Applied(out, took)

@@ -63,6 +63,9 @@ type Options struct {
 	// 2 GiB, negative: none. QuotaManualDisarm leaves clearing the alarm to somebody.
 	QuotaBytes        int64
 	QuotaManualDisarm bool
+	// IntegrityInterval is how often a leader has the rolling hashes of the members compared, if anything was applied; 0: 10
+	// seconds, negative: never.
+	IntegrityInterval time.Duration
 	// Retention is the history that the leader keeps when it compacts by itself; zero: it does not.
 	Retention leader.Retention
 	// etcd's checks that the members hold the same: before serving; of the newest revision, and of what the last compaction
@@ -147,6 +150,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.MaxRequestBytes == 0 {
 		o.MaxRequestBytes = 3 << 19
+	}
+	if o.IntegrityInterval == 0 {
+		o.IntegrityInterval = 10 * time.Second
 	}
 	if o.QuotaBytes == 0 {
 		o.QuotaBytes = 2 << 30

@@ -29,6 +29,7 @@ const (
 	// Of a number that the caller drew; answered by one byte, 1 if the caller was sent the state in a MsgSnap with that
 	// number as its context, 0 if it cannot be sent now (rebuild.go).
 	callRebuild = 10
+	callNote    = 11 // of an entry; answered by what was noted there of the rolling hash: since, hash (8 bytes each)
 	callHash    = 12 // hashRequest; answered by encodeData
 )
 
@@ -157,6 +158,8 @@ func (p *peers) Serve(ctx context.Context, from uint64, kind byte, body []byte) 
 			return []byte{1}, nil
 		}
 		return []byte{0}, nil
+	case callNote:
+		return p.m.serveNote(ctx, id)
 	case callRebuild:
 		err := p.m.sendState(ctx, from, body)
 		if errors.Is(err, errNotNow) {

@@ -103,7 +103,7 @@ func (m *Member) clearForgotten() {
 	}
 	members := m.machine.state.Load().Members
 	for _, a := range m.Alarms() {
-		if a.Type != kv.AlarmNoSpace || !a.Own {
+		if !a.Own {
 			continue
 		}
 		if _, there := members.Get(a.MemberID); !there {

@@ -51,7 +51,7 @@ var errNoHelp = errors.New("the member cannot be rebuilt from the others")
 
 // damaged reports whether an error says that data of this member is damaged or lost, so that others could replace it.
 func damaged(err error) bool {
-	for _, kind := range []error{errLostLog, errDamagedState, datadir.ErrLostState, replica.ErrUnfit, engine.ErrMalformed, fsm.ErrNotBootstrapped} {
+	for _, kind := range []error{errLostLog, errDiverged, errDamagedState, datadir.ErrLostState, replica.ErrUnfit, engine.ErrMalformed, fsm.ErrNotBootstrapped} {
 		if errors.Is(err, kind) {
 			return true
 		}
@@ -132,6 +132,7 @@ func (m *Member) rebuild(why error) error {
 	if err := m.replaceData(received, why.Error()); err != nil {
 		return fmt.Errorf("put the received state in place: %w", err)
 	}
+	m.rebuilt = true
 	meta := received.message.GetSnapshot().GetMetadata()
 	m.logger.Warn("this member was rebuilt", "from", fmt.Sprintf("%x", received.message.GetFrom()), "index", meta.GetIndex(), "term", meta.GetTerm(), "took", time.Since(start))
 	return nil

@@ -51,6 +51,7 @@ type Member struct {
 	othersNow   chan struct{} // capacity 1: the members changed
 	sending     sync.Mutex    // held while a member that lost its data is sent the state
 	hashing     chan struct{} // capacity 1: full while a hash of the whole store is made
+	rebuilt     bool          // by this start
 	removal     sync.Once     // this member learned that it was removed
 	broken      chan error    // the first error after which the member cannot go on
 	failed      chan error    // the same, once it was looked at
@@ -130,6 +131,12 @@ func (m *Member) startJobs() {
 	o := &m.options
 	m.running.Go(m.watchFailures)
 	m.running.Go(m.keepMembers)
+	if m.rebuilt || slices.Contains(m.Alarms(), m.ownCorrupt()) {
+		m.running.Go(m.clearOwn)
+	}
+	if o.IntegrityInterval > 0 {
+		m.running.Go(m.compareEffects)
+	}
 	m.running.Go(m.watchLeader)
 	m.running.Go(m.publishSelf)
 	if o.APIVersion != "" {
@@ -213,6 +220,7 @@ func (m *Member) startListeners() {
 		Leases:    m.leasesChanged,
 		Members:   m.membersChanged,
 		Compacted: m.compactor.Done,
+		Diverged:  m.diverged,
 		Applied:   m.options.Observer.Applied,
 		Tokens:    m.options.OnToken,
 		Auth:      m.authChanged.tell,
@@ -363,6 +371,7 @@ func (m *Member) Stop(ctx context.Context) error {
 func (m *Member) Abort(ctx context.Context) error {
 	var err error
 	m.stopOnce.Do(func() {
+		m.raiseOwn(ctx)
 		m.replica.StopGracefully(ctx)
 		err = m.shutDown(false)
 	})

@@ -239,6 +239,7 @@ func (r *run) addNodes(disk DiskOptions) {
 			Tick: 20 * time.Millisecond, ElectionTicks: 10, SlowDisk: 100 * time.Millisecond,
 			// Little of everything, so that logs are cut, tables flushed and checkpoints sent within seconds.
 			CatchupEntries: 100, MemTableBytes: o.MemTableBytes, CacheBytes: 1 << 20, LogSegmentBytes: o.LogSegmentBytes,
+			IntegrityInterval: time.Second,
 		}
 		options.Observer.Replica.Installed = func(uint64, time.Duration) { r.checkpoints.Add(1) }
 		n := &node{

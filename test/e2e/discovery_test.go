@@ -110,10 +110,8 @@ discovery-config:
 			m.args = []string{"server", "--config-file=" + file}
 		}
 	}
-	c.members[0].start()
-	c.members[0].p.expect(30*time.Second, 0, "the discovery service does not answer", "connection refused")
 	service.start(service.members...)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	admin := service.client()
 	prefix := "/_etcd/registry/" + token + "/"
@@ -134,10 +132,14 @@ discovery-config:
 			t.Fatal(err)
 		}
 	}
+	service.kill(service.members...)
+	c.members[0].start()
+	c.members[0].p.expect(30*time.Second, 0, "the discovery service does not answer", "connection refused")
+	service.start(service.members...)
 	c.members[1].start()
 	c.members[2].start()
 	for _, m := range c.members {
-		m.ready(time.Minute)
+		m.ready(2 * time.Minute) // the first waits longer after each try
 	}
 	list, err := c.client().MemberList(ctx)
 	if err != nil || len(list.Members) != 3 {

@@ -37,8 +37,8 @@ func (m *member) joining(endpoints ...string) []string {
 	}
 }
 
-// add adds a member in etcd's way: first to the cluster, then as a process that is told so.
-func (c *cluster) add(client *clientv3.Client, name string) *member {
+// add adds a member in etcd's way: first to the cluster, then as a process that is told so, with more flags.
+func (c *cluster) add(client *clientv3.Client, name string, flags ...string) *member {
 	c.t.Helper()
 	m := c.newMember(name)
 	added := retry(c.t, func(ctx context.Context) (*clientv3.MemberAddResponse, error) {
@@ -52,7 +52,7 @@ func (c *cluster) add(client *clientv3.Client, name string) *member {
 		}
 		initial = append(initial, n+"="+one.PeerURLs[0])
 	}
-	m.args = append(m.flags(strings.Join(initial, ",")), "--initial-cluster-state", "existing")
+	m.args = append(append(m.flags(strings.Join(initial, ",")), "--initial-cluster-state", "existing"), flags...)
 	c.members = append(c.members, m)
 	m.start()
 	m.ready(30 * time.Second)

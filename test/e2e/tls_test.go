@@ -186,7 +186,8 @@ func TestTLS(t *testing.T) {
 }
 
 // TestJoinOverTLS joins members to a cluster that speaks TLS alone, with certificates both ways and with those that members
-// make themselves: by a peer URL, by a client URL, and by host and port. The first comes back with the same command line.
+// make themselves: by a peer URL, by a client URL, and by host and port; one more is added in etcd's way. The first comes back
+// with the same command line.
 func TestJoinOverTLS(t *testing.T) {
 	for _, how := range []string{"mutual", "auto"} {
 		t.Run(how, func(t *testing.T) {
@@ -214,6 +215,7 @@ func TestJoinOverTLS(t *testing.T) {
 					c.start(m)
 				}
 			}
+			c.add(c.client(), "added", flags...)
 			put := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
 			if revision := c.agree(30 * time.Second); revision != put.Header.Revision {
 				t.Errorf("revision %d, want %d", revision, put.Header.Revision)
