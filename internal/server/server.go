@@ -146,6 +146,7 @@ func (m *Member) startJobs() {
 		m.running.Go(m.askForVote)
 	}
 	m.running.Go(m.flushNowAndThen)
+	m.sayQuota()
 	m.running.Go(m.watchQuota)
 	m.running.Go(m.giveSpaceBack)
 	if o.Retention.Enabled() {
