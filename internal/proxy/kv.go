@@ -21,7 +21,8 @@ import (
 // kvService is etcd's, but for calls with a token, empty operations, and streams of ranges.
 type kvService struct {
 	pb.KVServer
-	kv     clientv3.KV
+	kv     clientv3.KV // without leasing, whose cache knows no owners either
+	leased bool        // the library's services have leasing
 	remote pb.KVClient // nil if keys or answers are changed on the way: streams cannot pass then
 }
 
@@ -46,13 +47,16 @@ func (s *kvService) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeRes
 	return (*pb.RangeResponse)(a.Get()), nil
 }
 
-// Txn refuses what etcd's services cannot hand on, with the error of a member.
+// Txn refuses what etcd's services cannot hand on, with the error of a member, and does not meet the caches for users.
 func (s *kvService) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if emptyOperation(r) {
 		return nil, rpctypes.ErrGRPCKeyNotFound
 	}
-	if token(ctx) == "" {
+	switch {
+	case token(ctx) == "":
 		return s.KVServer.Txn(ctx, r)
+	case s.leased: // it might be answered from what others have read, and around leasing it may not write
+		return nil, status.Error(codes.FailedPrecondition, "a gRPC proxy with --experimental-leasing-prefix takes no transactions of users; ask a member, or a proxy without leasing")
 	}
 	a, err := s.kv.Do(ctx, grpcproxy.TxnRequestToOp(r))
 	if err != nil {
@@ -110,6 +114,7 @@ func (s *Server) wrapKV(ctx context.Context) error {
 		c.Watcher = namespace.NewWatcher(c.Watcher, o.Namespace)
 		c.Lease = namespace.NewLease(c.Lease, o.Namespace)
 	}
+	s.unleased = c.KV
 	if o.LeasingPrefix == "" {
 		return nil
 	}

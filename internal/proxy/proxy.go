@@ -83,6 +83,7 @@ type Server struct {
 	registered <-chan struct{}   // closed when registering has ended; nil: nothing is registered
 	ended      []<-chan struct{} // closed when what serves watches and leases has ended
 	leasing    func()            // ends the leasing session; nil without
+	unleased   clientv3.KV       // the client's, as it was before leasing
 	done       sync.WaitGroup
 	failed     chan error
 }
@@ -201,7 +202,7 @@ func (s *Server) serverOptions(m *grpcmetrics.ServerMetrics) []grpc.ServerOption
 func (s *Server) register(remote clientv3.KV) {
 	c, o := s.client, s.o
 	cached, _ := grpcproxy.NewKvProxy(c)
-	kv := &kvService{KVServer: cached, kv: c.KV}
+	kv := &kvService{KVServer: cached, kv: s.unleased, leased: s.leasing != nil}
 	if c.KV == remote {
 		kv.remote = pb.NewKVClient(c.ActiveConnection())
 	}

@@ -15,9 +15,11 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/trivet-kv/trivet/internal/gateway"
@@ -116,6 +118,25 @@ func TestEmptyOperation(t *testing.T) {
 	if emptyOperation(&pb.TxnRequest{Success: []*pb.RequestOp{put, inner(&pb.TxnRequest{})}}) {
 		t.Error("a good transaction is refused")
 	}
+}
+
+// Leasing answers from what anybody has read: users get no transactions there, and their reads go to the members.
+func TestLeasingIsNotForUsers(t *testing.T) {
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("token", "x"))
+	s := &kvService{kv: refusing{}, leased: true}
+	if _, err := s.Txn(ctx, &pb.TxnRequest{}); status.Code(err) != codes.FailedPrecondition {
+		t.Error(err)
+	}
+	if _, err := s.Range(ctx, &pb.RangeRequest{Key: []byte("k")}); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+		t.Error(err)
+	}
+}
+
+// refusing is members that refuse.
+type refusing struct{ clientv3.KV }
+
+func (refusing) Do(context.Context, clientv3.Op) (clientv3.OpResponse, error) {
+	return clientv3.OpResponse{}, rpctypes.ErrPermissionDenied
 }
 
 func TestErrorsKeepTheirCodes(t *testing.T) {

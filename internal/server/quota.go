@@ -92,7 +92,7 @@ func (m *Member) watchQuota() {
 func (m *Member) measure(e *engine.Engine) {
 	e.Measure()
 	quota := m.options.QuotaBytes
-	if quota < 0 || !nearly(e.Size(), quota) || e.Unflushed() <= quota/10 {
+	if quota < 0 || !nearly(e.Size(), quota) || e.Unflushed() <= quota/10 || m.room.full() {
 		return
 	}
 	if err := e.Flush(); err != nil {

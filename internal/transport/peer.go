@@ -135,7 +135,7 @@ func (p *peer) connected(version string) {
 		return
 	}
 	p.told = true
-	p.t.c.Logger.Info("connected to peer", "peer", hex(p.id), "version", version)
+	p.t.c.Logger.Info("peer became active", "peer-id", hex(p.id), "version", version) // etcd's words, as below
 	p.t.c.Observer.Active(p.id, true)
 	p.t.h.PeerUp(p.id)
 }
@@ -146,7 +146,7 @@ func (p *peer) disconnected(err error) {
 	p.up--
 	if p.told {
 		p.told = false
-		p.t.c.Logger.Warn("lost the connection to a peer", "peer", hex(p.id), "err", err)
+		p.t.c.Logger.Warn("peer became inactive (message send to peer failed)", "peer-id", hex(p.id), "error", err)
 		p.t.c.Observer.Active(p.id, false)
 		p.t.h.PeerDown(p.id, false)
 	}

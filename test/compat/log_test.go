@@ -28,19 +28,21 @@ var logged = []struct{ message, fields string }{
 	{"serving client traffic insecurely; this is strongly discouraged!", "traffic address"},
 	{"apply request took too long", "took expected-duration prefix request response"},
 	{"finished scheduled compaction", "compact-revision took number-of-keys-compacted"},
+	{"peer became active", "peer-id"},
+	{"peer became inactive", "peer-id error"},
 	{"received signal; shutting down", "signal"},
 	{"closing etcd server", "name"},
 	{"closed etcd server", "name"},
 }
 
-// logOf runs one member, lets it do what is logged, and returns its lines.
+// logOf runs members, lets them do what is logged, and returns the lines of all.
 func logOf(t *testing.T, s *target) []map[string]any {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	dir := filepath.Join(t.TempDir(), s.name)
 	extra := slices.Concat(s.extra, []string{"--log-level=info", "--warning-apply-duration=1ns"})
-	members, err := cluster.Start(ctx, dir, 1, s.command, extra...)
+	members, err := cluster.Start(ctx, dir, memberCount, s.command, slices.Concat(flags, extra)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,26 +62,36 @@ func logOf(t *testing.T, s *target) []map[string]any {
 	if _, err := kvs.Compact(ctx, &pb.CompactionRequest{Revision: 3, Physical: true}); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, m.Name+".log")
 	lines := func() (out []map[string]any) {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(text)) {
-			one := map[string]any{}
-			if json.Unmarshal([]byte(line), &one) == nil {
-				out = append(out, one)
+		for _, m := range members.Members {
+			text, err := os.ReadFile(filepath.Join(dir, m.Name+".log"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(text)) {
+				one := map[string]any{}
+				if json.Unmarshal([]byte(line), &one) == nil {
+					out = append(out, one)
+				}
 			}
 		}
 		return out
 	}
-	for find(lines(), "serving client traffic") == nil { // some time after the first answer
-		if ctx.Err() != nil {
-			t.Fatalf("%s does not say that it serves", s.name)
+	wait := func(part string) {
+		t.Helper()
+		for find(lines(), part) == nil {
+			if ctx.Err() != nil {
+				t.Fatalf("%s does not log %q", s.name, part)
+			}
+			time.Sleep(20 * time.Millisecond)
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
+	wait("serving client traffic") // some time after the first answer
+	if err := members.Members[2].Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	members.Members[2].Wait()
+	wait("peer became inactive")
 	if err := m.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
