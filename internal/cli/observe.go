@@ -109,7 +109,7 @@ func warnSlowApply(log *slog.Logger, out *fsm.Outcome, took, expected time.Durat
 		"request", "batch:<"+strings.Join(request, " ")+">", "response", "")
 }
 
-// etcdOps are etcd's names, in its metrics, for what is applied.
+// etcdOps are etcd's names, in its metrics, for what is applied. What it does not apply, or not as a request, has none.
 var etcdOps = map[string]string{
 	"put": "Put", "delete_range": "DeleteRange", "txn": "Txn", "compact": "Compaction",
 	"lease_grant": "LeaseGrant", "lease_revoke": "LeaseRevoke", "lease_checkpoint": "LeaseCheckpoint",
@@ -126,7 +126,9 @@ func observeApplied(m *metrics.Metrics, out *fsm.Outcome, took time.Duration) {
 	m.EngineCommitSeconds.Observe(took.Seconds())
 	for _, r := range out.Ran {
 		// As in etcd a compaction that another was ahead of did not fail.
-		m.Applied(etcdOps[r.Name], r.Refused == nil || errors.Is(r.Refused, kv.ErrCompacted), took/time.Duration(len(out.Ran)))
+		if op := etcdOps[r.Name]; op != "" {
+			m.Applied(op, r.Refused == nil || errors.Is(r.Refused, kv.ErrCompacted), took/time.Duration(len(out.Ran)))
+		}
 		switch {
 		case r.Refused != nil:
 		case r.Name == "txn":

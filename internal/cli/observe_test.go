@@ -63,3 +63,23 @@ func TestSlowIsLogged(t *testing.T) {
 		}
 	}
 }
+
+// Commands that etcd does not know are not shown as requests of a kind without a name.
+func TestOwnCommandsAreNotEtcds(t *testing.T) {
+	m := metrics.New(metrics.Identity{Version: "3.7.3", Product: "test"})
+	observeApplied(m, &fsm.Outcome{Ran: []fsm.Ran{{Name: "mark"}, {Name: "put"}, {Name: "member_add"}}}, time.Millisecond)
+	families, err := m.Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "etcd_server_apply_duration_seconds" {
+			continue
+		}
+		if len(f.Metric) != 1 || !strings.Contains(f.String(), `value:"Put"`) {
+			t.Errorf("%v", f)
+		}
+		return
+	}
+	t.Error("nothing was counted")
+}

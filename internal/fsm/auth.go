@@ -5,6 +5,7 @@ import (
 
 	"github.com/trivet-kv/trivet/internal/auth"
 	"github.com/trivet-kv/trivet/internal/command"
+	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
@@ -13,7 +14,17 @@ import (
 //
 // What only a leader or a member itself proposes is not checked: those commands have no user, and no client can make them.
 func (a *applier) allowed(c *command.Command) error {
-	v := a.Auth.Working()
+	return a.mayDo(a.Auth.Working(), a.batch, c)
+}
+
+// Allowed checks the same against the users and roles as they are now, for a member that refuses c without the log: who
+// may not have it done is to hear that first. It may be called from any goroutine.
+func (s *State) Allowed(c *command.Command) error {
+	return s.mayDo(s.Auth.Published(), s.Engine, c)
+}
+
+// mayDo checks whether c's user may have it done, by the users and roles of v and the leases' keys in r.
+func (s *State) mayDo(v auth.View, r engine.Reader, c *command.Command) error {
 	if !v.Enabled() {
 		return nil
 	}
@@ -24,13 +35,13 @@ func (a *applier) allowed(c *command.Command) error {
 		if p.All() {
 			return nil
 		}
-		return a.permitted(&p).command(c)
+		return s.permitted(r, &p).command(c)
 	case c.LeaseRevoke != nil && c.LeaseRevoke.Term == 0: // else its time is over, and the leader revokes it
 		p := v.Permissions(who)
 		if p.All() {
 			return nil
 		}
-		return a.permitted(&p).lease(c.LeaseRevoke.ID)
+		return s.permitted(r, &p).lease(c.LeaseRevoke.ID)
 	case c.Auth != nil && c.Auth.Op != command.AuthAuthenticate:
 		return v.Admin(who)
 	case c.Alarm != nil && !c.Alarm.Own && !c.Alarm.Found:
@@ -39,9 +50,9 @@ func (a *applier) allowed(c *command.Command) error {
 	return nil
 }
 
-func (a *applier) permitted(p *auth.Permissions) permitted {
+func (s *State) permitted(r engine.Reader, p *auth.Permissions) permitted {
 	return permitted{p, func(id kv.LeaseID) error {
-		return a.Leases.Skim(a.batch, id, func(key []byte) ([]byte, error) { return p.Reach(kv.Write, key) })
+		return s.Leases.Skim(r, id, func(key []byte) ([]byte, error) { return p.Reach(kv.Write, key) })
 	}}
 }
 

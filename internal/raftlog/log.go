@@ -29,8 +29,9 @@ type Options struct {
 	OnSync func(time.Duration) // called by the writer with the time that each commit's fdatasync took; may be nil
 	// OnWrite is called by the writer with the size of each write to a segment and the time that it took; may be nil.
 	OnWrite func(bytes int, took time.Duration)
-	// OnFull is called by the writer when it begins to wait for room on the disk, and when it no longer does; may be nil.
-	OnFull func(full bool)
+	// OnFull is called by the writer when it begins to wait for room on the disk, with the error that says so, and with nil when
+	// it no longer does; may be nil.
+	OnFull func(error)
 }
 
 const (
@@ -62,7 +63,7 @@ func (o *Options) validate() error {
 		o.OnSync = func(time.Duration) {}
 	}
 	if o.OnFull == nil {
-		o.OnFull = func(bool) {}
+		o.OnFull = func(error) {}
 	}
 	if o.OnWrite == nil {
 		o.OnWrite = func(int, time.Duration) {}

@@ -1,9 +1,7 @@
 package raftlog
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"syscall"
 	"time"
 )
@@ -20,31 +18,17 @@ func IsNoRoom(err error) bool {
 // every byte written anew; that a sync failed is no obstacle then, since what it left clean is dirtied again. The error is
 // f's last one, if it was another or the log is being closed. Only the writer calls it.
 func (l *Log) withRoom(f func() error) error {
-	var since time.Time
-	for {
-		err := f()
-		if !IsNoRoom(err) {
-			if !since.IsZero() {
-				l.opt.OnFull(false)
-			}
-			if err == nil && !since.IsZero() {
-				l.log.LogAttrs(context.Background(), slog.LevelInfo, "there is room for the raft log again",
-					slog.String("dir", l.dir), slog.Duration("waited", time.Since(since)))
-			}
-			return err
-		}
-		if since.IsZero() {
-			since = time.Now()
-			l.opt.OnFull(true)
-			l.log.LogAttrs(context.Background(), slog.LevelError, "no room for the raft log: this member writes nothing until there is",
-				slog.String("dir", l.dir), slog.Any("error", err))
-		}
-		if l.isClosing() {
-			l.opt.OnFull(false)
-			return err
-		}
-		time.Sleep(roomPause)
+	err := f()
+	if !IsNoRoom(err) {
+		return err
 	}
+	l.opt.OnFull(err)
+	defer l.opt.OnFull(nil)
+	for IsNoRoom(err) && !l.isClosing() {
+		time.Sleep(roomPause)
+		err = f()
+	}
+	return err
 }
 
 func (l *Log) isClosing() bool {

@@ -61,6 +61,7 @@ func TestLeadsByMajority(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		synctest.Wait() // the clock of a term begins beside the term
 		if n := leader.LeaseStats().Leases; n != 1 {
 			t.Errorf("it has the clocks of %d leases, one is left", n)
 		}

@@ -25,8 +25,8 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 		return command.Result{}, kv.ErrDiskHangs
 	default:
 	}
-	if m.room.full() && c.Cost() > 0 || !m.hasRoom(c) {
-		return command.Result{}, kv.ErrNoSpace
+	if err := m.fits(c); err != nil {
+		return command.Result{}, err
 	}
 	start := time.Now()
 	c.Time = start.UnixNano()

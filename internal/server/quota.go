@@ -11,25 +11,50 @@ import (
 // quotaEvery is how often a member compares the size of its state with the quota.
 const quotaEvery = time.Second
 
-// hasRoom reports whether this member's state may take the command. If not, the alarm is about to be raised. Once it is,
-// commands go through the log again, where the alarm refuses them on every member alike.
-func (m *Member) hasRoom(c *command.Command) bool {
+// sayQuota logs the quota at the start, as etcd does, and what cannot be meant.
+func (m *Member) sayQuota() {
 	quota := m.options.QuotaBytes
 	if quota < 0 {
-		return true
+		m.logger.Info("disabled backend quota", "quota-size-bytes", quota)
+		return
 	}
+	m.logger.Info("enabled backend quota", "quota-size-bytes", quota, "clears-by-itself", !m.options.QuotaManualDisarm)
+	if most := int64(m.options.MaxRequestBytes); quota < most {
+		m.logger.Warn("the quota is less than one request may take, so that few writes will fit; give a larger --quota-backend-bytes",
+			"quota-size-bytes", quota, "max-request-bytes", most)
+	}
+	usage, err := m.options.FS.GetDiskUsage(m.options.DataDir)
+	if err == nil && uint64(quota) > usage.TotalBytes { // not every file system can tell
+		m.logger.Warn("the quota is more than the whole disk of the data directory holds, so that the disk will be full first; give a smaller --quota-backend-bytes",
+			"quota-size-bytes", quota, "disk-bytes", usage.TotalBytes)
+	}
+}
+
+// fits returns nil if there is room for the command in this member's state and on its disk, else what its user is to hear.
+// The alarm may be about to be raised then. Once it is, commands go through the log again, where the alarm refuses them on
+// every member alike.
+func (m *Member) fits(c *command.Command) error {
 	cost := c.Cost()
-	if cost == 0 || m.machine.state.Load().Engine.Size()+cost < quota {
-		return true
+	if cost == 0 {
+		return nil
 	}
-	if raised, _ := m.noSpace(); raised {
-		return true
+	s, quota, full := m.machine.state.Load(), m.options.QuotaBytes, m.room.full()
+	if !full && (quota < 0 || s.Engine.Size()+cost < quota) {
+		return nil
 	}
-	select {
-	case m.overQuota <- struct{}{}:
-	default:
+	if raised, _ := m.noSpace(); raised && !full {
+		return nil
 	}
-	return false
+	if err := s.Allowed(c); err != nil {
+		return err // who may not write cannot raise an alarm for all others by trying
+	}
+	if !full {
+		select {
+		case m.overQuota <- struct{}{}:
+		default:
+		}
+	}
+	return kv.ErrNoSpace
 }
 
 // noSpace reports whether this member's alarm is raised, and by the member itself.
@@ -67,7 +92,7 @@ func (m *Member) watchQuota() {
 func (m *Member) measure(e *engine.Engine) {
 	e.Measure()
 	quota := m.options.QuotaBytes
-	if quota < 0 || !nearly(e.Size(), quota) || e.Unflushed() <= quota/10 {
+	if quota < 0 || !nearly(e.Size(), quota) || e.Unflushed() <= quota/10 || m.room.full() {
 		return
 	}
 	if err := e.Flush(); err != nil {
@@ -80,13 +105,14 @@ func (m *Member) measure(e *engine.Engine) {
 // nearly reports whether size is 90 % of the quota or more: below, an alarm that a member has raised is cleared.
 func nearly(size, quota int64) bool { return size >= quota/10*9 }
 
-// keepQuota makes the alarm what the size asks for; over says that a command was refused already.
+// keepQuota makes the alarm what the size asks for; over says that a command was refused already. Below 90 % of the quota that
+// one was too large alone: there is room for others, so only who clears alarms by hand, as with etcd, is to have one.
 func (m *Member) keepQuota(size int64, over bool) {
 	quota := m.options.QuotaBytes
 	raised, own := m.noSpace()
 	alarm := kv.Alarm{Type: kv.AlarmNoSpace, MemberID: m.identity.MemberID, Own: !m.options.QuotaManualDisarm}
 	switch {
-	case !raised && quota > 0 && (over || size >= quota):
+	case !raised && quota > 0 && (size >= quota || over && (nearly(size, quota) || !alarm.Own)):
 		m.logger.Warn("the state has reached its quota: raising the alarm NOSPACE; delete keys and compact, or give a larger --quota-backend-bytes",
 			"size", size, "quota", quota, "clears-by-itself", alarm.Own)
 		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true, Found: true}})

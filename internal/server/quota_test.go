@@ -151,3 +151,134 @@ func TestQuotaCountsWhatFilesTake(t *testing.T) {
 		c.stop(0)
 	})
 }
+
+// A write that does not fit is refused for itself as long as others do: the alarm is raised near the quota only, unless
+// alarms are cleared by hand, as with etcd.
+func TestOneTooLarge(t *testing.T) {
+	for _, manual := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 1)
+			defer c.network.Close()
+			c.change = func(o *Options) { o.QuotaBytes, o.QuotaManualDisarm = testQuota, manual }
+			m := c.start(0)
+			large := make([]byte, testQuota/2)
+			for i := range large {
+				large[i] = byte(rand.Uint32())
+			}
+			put(t, m, "first", string(large))
+			if _, err := tryPut(t, m, "second", string(large)); !errors.Is(err, kv.ErrNoSpace) {
+				t.Fatalf("a put that does not fit: %v", err)
+			}
+			for range 40 { // looks of the member at its quota come between
+				time.Sleep(quotaEvery / 10)
+				if raised, _ := m.noSpace(); raised != manual {
+					t.Fatalf("the alarm is raised: %t; by hand: %t", raised, manual)
+				}
+				if !manual {
+					put(t, m, "small", "v")
+				}
+			}
+			c.stop(0)
+		})
+	}
+}
+
+// Who may not write hears that, and raises no alarm, where another one hears that there is no room; before the alarm and
+// after it.
+func TestNoRoomAndNoPermission(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		c.change = func(o *Options) { o.QuotaBytes = testQuota / 2 } // less than one request may be
+		m := c.start(0)
+		put(t, m, "k", "v")
+		for _, a := range []command.Auth{
+			{Op: command.AuthUserAdd, Name: "root"}, {Op: command.AuthUserGrant, Name: "root", Role: "root"},
+			{Op: command.AuthUserAdd, Name: "alice"}, {Op: command.AuthEnable},
+		} {
+			if _, err := try(t, m, &command.Command{Auth: &a}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now := m.Auth().Published().Settings().Revision
+		large := make([]byte, testQuota/2)
+		putAs := func(user string, revision uint64) error {
+			_, err := try(t, m, &command.Command{Put: &command.Put{Key: []byte("l"), Value: large}, User: user, AuthRevision: revision})
+			return err
+		}
+		for _, raised := range []bool{false, true} {
+			if err := putAs("alice", now); !errors.Is(err, kv.ErrPermissionDenied) {
+				t.Errorf("alarm %t: alice, who may not, is told %v", raised, err)
+			}
+			if err := putAs("", 0); !errors.Is(err, kv.ErrUserEmpty) {
+				t.Errorf("alarm %t: nobody is told %v", raised, err)
+			}
+			time.Sleep(3 * quotaEvery)
+			if got, _ := m.noSpace(); got != raised {
+				t.Errorf("the alarm is raised: %t", got)
+			}
+			if err := putAs("root", now); !errors.Is(err, kv.ErrNoSpace) {
+				t.Errorf("alarm %t: root is told %v", raised, err)
+			}
+			if raised {
+				break
+			}
+			by := &command.Alarm{Alarm: kv.Alarm{Type: kv.AlarmNoSpace, MemberID: m.identity.MemberID}, Raise: true}
+			if _, err := try(t, m, &command.Command{Alarm: by, User: "root", AuthRevision: now}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.stop(0)
+	})
+}
+
+// A member that is removed takes its own alarm along, be it the leader or another one; while it was there nobody took puts.
+func TestAlarmOfRemovedMember(t *testing.T) {
+	for _, leads := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 3)
+			defer c.network.Close()
+			c.startAll()
+			put(t, c.members[0], "k", "v")
+			full := 0
+			for i, m := range c.members {
+				if (m.Leader() == m.identity.MemberID) == leads {
+					full = i
+				}
+			}
+			c.stop(full)
+			c.change = func(o *Options) { o.QuotaBytes = testQuota }
+			small := c.start(full)
+			time.Sleep(10 * time.Second)
+			if leads {
+				for _, m := range c.members {
+					if m != small && m.Leader() == m.identity.MemberID {
+						if err := m.MoveLeader(t.Context(), small.identity.MemberID); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			fill(t, small)
+			time.Sleep(3 * quotaEvery)
+			other := c.members[(full+1)%3]
+			if _, err := tryPut(t, other, "k", "w"); !errors.Is(err, kv.ErrNoSpace) {
+				t.Fatalf("a put while one member is full: %v", err)
+			}
+			if err := other.RemoveMember(t.Context(), small.identity.MemberID); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Second)
+			if left := other.Alarms(); len(left) > 0 {
+				t.Errorf("the removed member was the leader: %t; left: %v", leads, left)
+			}
+			put(t, other, "k", "x")
+			for i := range c.members {
+				if i != full {
+					c.stop(i)
+				}
+			}
+			small.Stop(t.Context()) // it has stopped by itself
+		})
+	}
+}

@@ -146,6 +146,7 @@ func (m *Member) startJobs() {
 		m.running.Go(m.askForVote)
 	}
 	m.running.Go(m.flushNowAndThen)
+	m.sayQuota()
 	m.running.Go(m.watchQuota)
 	m.running.Go(m.giveSpaceBack)
 	if o.Retention.Enabled() {
@@ -196,17 +197,6 @@ func (m *Member) stateFailed(err error) {
 		m.fail(err)
 	}
 }
-
-// logFull hears that the log waits for room, or no longer.
-func (m *Member) logFull(full bool) {
-	if full {
-		m.room.wait(errLogFull)
-	} else {
-		m.room.wait(nil)
-	}
-}
-
-var errLogFull = errors.New("the log waits for room")
 
 func (m *Member) flushed(applied uint64) {
 	m.peers.flushed(applied)
@@ -264,7 +254,7 @@ func (m *Member) openLog() error {
 
 func (m *Member) logOptions() raftlog.Options {
 	return raftlog.Options{
-		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes, OnFull: m.logFull,
+		FS: m.options.FS, Dir: m.dir.Log(), SegmentBytes: m.options.LogSegmentBytes, OnFull: m.room.wait,
 		Logger: m.logger, OnSync: m.options.Observer.LogSync, OnWrite: m.options.Observer.LogWrite,
 	}
 }
@@ -398,10 +388,16 @@ func (m *Member) Kill() {
 	})
 }
 
+var errStoppedFull = errors.New("the disk is full, so that the state was not written to it. Nothing is lost: the next start applies the end of the log again")
+
 func (m *Member) shutDown(flush bool) error {
+	var errs []error
+	if flush && m.room.full() {
+		flush, errs = false, append(errs, errStoppedFull) // a flush would wait for room
+	}
 	m.end()
 	m.running.Wait()
-	errs := []error{m.transport.Close(), m.log.Close(), m.stopListeners()}
+	errs = append(errs, m.transport.Close(), m.log.Close(), m.stopListeners())
 	if flush {
 		errs = append(errs, m.machine.close())
 	} else {
@@ -426,7 +422,7 @@ func (m *Member) flushNowAndThen() {
 		case <-tick.C:
 		}
 		applied := m.replica.Status().Applied
-		if applied == flushed {
+		if applied == flushed || m.room.full() { // a flush would not return before there is room
 			continue
 		}
 		if err := m.machine.state.Load().Engine.Flush(); err != nil {

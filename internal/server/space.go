@@ -80,7 +80,8 @@ func (m *Member) giveBack(s *spacer) error {
 		m.gaveBack(s)
 		return nil
 	}
-	if time.Now().Before(s.next) || !m.swept() {
+	// Rewriting takes room before it gives any back: a full disk has none.
+	if time.Now().Before(s.next) || m.room.full() || !m.swept() {
 		return nil
 	}
 	if s.begun.IsZero() {

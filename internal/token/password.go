@@ -29,7 +29,7 @@ func NewPasswords(cost int) *Passwords {
 		cost = bcrypt.DefaultCost
 	}
 	return &Passwords{
-		cost: cost, places: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+		cost: cost, places: make(chan struct{}, max(1, min(runtime.GOMAXPROCS(0), runtime.NumCPU())/2)),
 		dummy: sync.OnceValue(func() []byte {
 			h, _ := bcrypt.GenerateFromPassword([]byte(Nonce()), cost) // it fails for long passwords only
 			return h

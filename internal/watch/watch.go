@@ -108,7 +108,7 @@ func (o *Options) fill() {
 	def(&o.WatcherPending, 1024)
 	def(&o.StreamPending, 65536)
 	def(&o.SliceEvents, 4096)
-	def(&o.Reads, runtime.GOMAXPROCS(0)/4)
+	def(&o.Reads, min(runtime.GOMAXPROCS(0), runtime.NumCPU())/4)
 	def(&o.Reads, 1)
 	def(&o.ControlQueue, 64)
 	if o.RingBytes <= 0 {

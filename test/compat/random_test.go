@@ -274,7 +274,7 @@ func (d *driver) next() []op {
 }
 
 func (d *driver) one(method string, req proto.Message) []op {
-	return []op{{verb: "call", method: method, member: d.member(), req: req}}
+	return []op{{verb: "call", method: method, member: d.member(), req: req, json: jsonPaths[method] != "" && d.oneIn(8)}}
 }
 
 func (d *driver) read() op {

@@ -22,6 +22,7 @@ type op struct {
 	stream string        // of watch and close: a name, alone in the script
 	req    proto.Message // of call and watch
 	user   string        // of call, and of the first watch on a stream: in whose name, by the token that Authenticate gave last
+	json   bool          // of call: over the JSON gateway
 	fails  bool          // of call: an error is wanted
 	either bool          // of call: nothing is said about that
 }
@@ -34,6 +35,7 @@ var memberWord = regexp.MustCompile(`^m[1-9]$`)
 //	! m3 KV.Put value:"1"                  the same, and both must answer with an error
 //	? m3 KV.Put value:"1"                  the same, and nothing is said about errors
 //	m1 as alice KV.Put key:"a"             with the token that Auth.Authenticate gave to alice last; "nonsense" has a wrong one
+//	m1 json KV.Put key:"a"                 over the JSON gateway
 //	m2 watch s create_request:{key:"a"}    sends on the watch stream s, which the first such line opens
 //	close s                                ends the stream
 //	kill m2                                kill -9 of the second member, of which the streams are closed before
@@ -67,6 +69,12 @@ func parseOp(line string) (op, error) {
 		o.user, rest, _ = strings.Cut(rest, " ")
 		word, rest, _ = strings.Cut(rest, " ")
 	}
+	if o.json = word == "json"; o.json {
+		word, rest, _ = strings.Cut(rest, " ")
+		if jsonPaths[word] == "" {
+			return o, fmt.Errorf("%q: not a call that is made in JSON here", line)
+		}
+	}
 	if word == "watch" {
 		o.verb, o.method = "watch", "Watch.Watch"
 		o.stream, rest, _ = strings.Cut(rest, " ")
@@ -96,6 +104,9 @@ func (o op) String() string {
 	who := ""
 	if o.user != "" {
 		who = "as " + o.user + " "
+	}
+	if o.json {
+		who += "json "
 	}
 	s := fmt.Sprintf("m%d %s%s %s", o.member+1, who, o.method, oneLine(o.req))
 	if o.verb == "watch" {

@@ -254,7 +254,11 @@ func (t *target) call(o op) outcome {
 	if t.alter != nil {
 		t.alter(req)
 	}
-	out.answers, err = invoke(t.named(ctx, o.user), t.conns[o.member], m, req)
+	if o.json {
+		out.answers, err = t.invokeJSON(t.named(ctx, o.user), o, m, req)
+	} else {
+		out.answers, err = invoke(t.named(ctx, o.user), t.conns[o.member], m, req)
+	}
 	if err != nil {
 		out.err = status.Convert(err)
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -53,4 +54,89 @@ func TestCompactsByItself(t *testing.T) {
 	}
 	c.start(dead)
 	c.agree(30 * time.Second)
+}
+
+// TestKilledWhileCompacting kills members while they delete compacted history, all of them and then the leader alone: the
+// deletion goes on after the start, to its end and the space of what it deleted; nothing that is left is lost, members
+// agree, and what was compacted is refused to readers and watchers.
+func TestKilledWhileCompacting(t *testing.T) {
+	c := startCluster(t, 3)
+	l := startLoad(t, c.client(), 4, 200)
+	const (
+		keys      = 100
+		overwrite = 200 // times
+	)
+	client := c.client()
+	wrote := func(round int) (revision int64) {
+		t.Helper()
+		for i := range overwrite {
+			var puts []clientv3.Op
+			for k := range keys {
+				puts = append(puts, clientv3.OpPut(fmt.Sprintf("over/%03d", k), fmt.Sprintf("%d %d %0200d", round, i, k)))
+			}
+			r, err := client.Txn(t.Context()).Then(puts...).Commit()
+			if err != nil {
+				t.Fatal(err)
+			}
+			revision = r.Header.Revision
+		}
+		return revision
+	}
+	deleted := func(m *member) float64 { return metric(t, m, "etcd_debugging_mvcc_db_compaction_keys_total") }
+	wait := func(what string, of *member, until func() bool) {
+		t.Helper()
+		for begun := time.Now(); !until(); time.Sleep(5 * time.Millisecond) {
+			if time.Since(begun) > time.Minute {
+				t.Fatalf("%s: %s did not come", of.name, what)
+			}
+		}
+	}
+	for round, victims := range [][]*member{c.members, {c.leader()}} {
+		compacted, first := wrote(round), victims[0]
+		// With nothing left to delete from before, what is deleted from here on is this round's.
+		if _, err := c.client(first).Compact(t.Context(), compacted-overwrite+1, clientv3.WithCompactPhysical()); err != nil {
+			t.Fatal(err)
+		}
+		before := deleted(first)
+		if _, err := client.Compact(t.Context(), compacted); err != nil {
+			t.Fatal(err)
+		}
+		wait("the deletion", first, func() bool { return deleted(first) > before })
+		c.kill(victims...)
+		c.start(victims...)
+		for _, m := range victims {
+			wait("the rest of the deletion", m, func() bool { return deleted(m) > 0 })
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		for w := range client.Watch(ctx, "over/", clientv3.WithPrefix(), clientv3.WithRev(compacted-1)) {
+			if !errors.Is(w.Err(), rpctypes.ErrCompacted) || w.CompactRevision != compacted {
+				t.Errorf("round %d: a watch from before is told %v, compacted at %d, want %d", round, w.Err(), w.CompactRevision, compacted)
+			}
+			break
+		}
+		cancel()
+		for _, m := range c.members {
+			if _, err := c.client(m).Get(t.Context(), "over/000", clientv3.WithRev(compacted-1)); !errors.Is(err, rpctypes.ErrCompacted) {
+				t.Errorf("round %d: %s reads what was compacted: %v", round, m.name, err)
+			}
+			r, err := c.client(m).Get(t.Context(), "over/", clientv3.WithPrefix(), clientv3.WithRev(compacted))
+			if err != nil || len(r.Kvs) != keys {
+				t.Fatalf("round %d: %s reads %d keys at the compacted revision: %v", round, m.name, len(r.Kvs), err)
+			}
+			for k, kv := range r.Kvs {
+				if want := fmt.Sprintf("%d %d %0200d", round, overwrite-1, k); string(kv.Value) != want || kv.Version != int64(overwrite*(round+1)) {
+					t.Fatalf("round %d: %s has %q at version %d", round, m.name, kv.Value, kv.Version)
+				}
+			}
+		}
+	}
+	l.writers.Wait()
+	l.verify(t, "all", c.client())
+	c.agree(time.Minute)
+	for _, m := range c.members {
+		wait("the space of what was deleted", m, func() bool {
+			status, err := m.status()
+			return err == nil && status.DbSize < 4<<20
+		})
+	}
 }

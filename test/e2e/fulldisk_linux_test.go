@@ -106,13 +106,16 @@ func TestLoneDiskFillsUp(t *testing.T) {
 		if acknowledged > 700 {
 			t.Fatal("a full disk takes everything")
 		}
-		_, err := client.Put(ctx, fmt.Sprint("while/", acknowledged), value)
+		// The put that finds no room waits; those after it are refused.
+		once, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := client.Put(once, fmt.Sprint("while/", acknowledged), value)
+		cancel()
 		switch {
 		case err == nil:
 			acknowledged++
 		case errors.Is(err, rpctypes.ErrNoSpace):
 			refused = true
-		case !errors.Is(err, rpctypes.ErrTimeout):
+		case !errors.Is(err, rpctypes.ErrTimeout) && !errors.Is(err, context.DeadlineExceeded):
 			t.Fatalf("a put on a full disk: %v", err)
 		}
 	}
@@ -122,10 +125,41 @@ func TestLoneDiskFillsUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	untilTaken(ctx, t, client)
-	got, err := client.Get(ctx, "while/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil || got.Count < int64(acknowledged) {
-		t.Errorf("%d keys are left of %d, %v", got.Count, acknowledged, err)
+	all := func() {
+		t.Helper()
+		got, err := c.client().Get(ctx, "while/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil || got.Count < int64(acknowledged) {
+			t.Errorf("%v keys are left of %d, %v", got, acknowledged, err)
+		}
 	}
+	all()
+
+	// And a stop on the full disk, which cannot keep what is in memory, but ends and loses nothing.
+	fillDisk(t, ballast)
+	for i := 0; ; i++ {
+		once, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err := client.Put(once, fmt.Sprint("again/", i%5), value)
+		if cancel(); errors.Is(err, rpctypes.ErrNoSpace) {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal("nothing is refused")
+		}
+	}
+	m := c.members[0]
+	if status := m.p.stop(time.Minute); status != 1 {
+		t.Errorf("a member that was stopped on a full disk ended with status %d, want 1", status)
+	}
+	if said := sentences(m.p.output()); len(said) != 1 || !strings.Contains(said[0], "the disk is") && !strings.Contains(said[0], "no space left") {
+		t.Errorf("a member that was stopped on a full disk said:\n%s", strings.Join(said, "\n"))
+	} else {
+		t.Log(said[0])
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	c.start(m)
+	all()
 }
 
 // newClusterOnSmallDisk puts the first member on a disk of its own, of 400 MiB. Ballast is the name of a file there.

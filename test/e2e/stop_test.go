@@ -126,7 +126,7 @@ func TestSecondSignal(t *testing.T) {
 	m := c.members[0]
 	hang(t, m)
 	m.p.signal(syscall.SIGTERM)
-	m.p.expect(20*time.Second, 0, "received a signal")
+	m.p.expect(20*time.Second, 0, "received signal")
 	time.Sleep(1500 * time.Millisecond) // another signal within a second is taken for the same
 	m.p.signal(syscall.SIGTERM)
 	if status := m.p.wait(60 * time.Second); status != 1 {
@@ -141,7 +141,7 @@ func hang(t *testing.T, m *member) {
 	t.Helper()
 	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	for _, text := range []string{
-		"POST /v3/kv/put HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{",
+		"POST /v3/kv/put HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n{",
 		"GET /version HT",
 		preface,
 		preface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00", // and is silent from then on
@@ -153,6 +153,12 @@ func hang(t *testing.T, m *member) {
 		t.Cleanup(func() { _ = c.Close() })
 		if _, err := io.WriteString(c, text); err != nil {
 			t.Fatal(err)
+		}
+		if strings.HasPrefix(text, "POST") { // the answer is that the request is being served
+			_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 100 Continue\r\n\r\n"))); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }
