@@ -334,14 +334,22 @@ func (m *Member) judge(ctx context.Context, term uint64, own leader.Data, answer
 			what = "the members' data differs, and no majority agrees: raising the alarm CORRUPT for the cluster; find the member that is right (endpoint hashkv), make a new cluster of it and disarm the alarm"
 		}
 		m.logger.Error(what, "member", fmt.Sprintf("%x", id), "revision", own.Revision, "compact-revision", own.Compact, "answers", fmt.Sprintf("%+v", append(answers, own)))
-		alarm := kv.Alarm{Type: kv.AlarmCorrupt, MemberID: id}
-		raised := slices.ContainsFunc(m.Alarms(), func(a kv.Alarm) bool { return a.Type == alarm.Type && a.MemberID == id })
-		if !raised {
-			m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true, Found: true}})
-		}
+		m.raiseCorrupt(id)
 	}
 	if len(corrupt) == 0 {
 		m.logger.Info("the members' data was compared", "revision", own.Revision, "compact-revision", own.Compact, "members", compared)
 	}
 	return len(corrupt) == 0 && compared == len(members)-1, nil
+}
+
+// raiseCorrupt raises the alarm CORRUPT for a member, or for leader.Somebody, unless it is raised.
+func (m *Member) raiseCorrupt(id uint64) {
+	if !m.corruptRaised(id) {
+		alarm := kv.Alarm{Type: kv.AlarmCorrupt, MemberID: id}
+		m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true, Found: true}})
+	}
+}
+
+func (m *Member) corruptRaised(id uint64) bool {
+	return slices.ContainsFunc(m.Alarms(), func(a kv.Alarm) bool { return a.Type == kv.AlarmCorrupt && a.MemberID == id })
 }

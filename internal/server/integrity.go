@@ -92,13 +92,12 @@ func (m *Member) raiseForAll(ctx context.Context, term uint64, notes []leader.No
 	if err := m.leads(ctx, term); err != nil {
 		return err
 	}
-	alarm := kv.Alarm{Type: kv.AlarmCorrupt, MemberID: leader.Somebody}
-	if slices.Contains(m.Alarms(), alarm) {
+	if m.corruptRaised(leader.Somebody) {
 		return nil
 	}
 	m.logger.Error("the members differ in what they applied, and no majority agrees: raising the alarm CORRUPT for the cluster; find the member that is right (endpoint hashkv), make a new cluster of it and disarm the alarm",
 		"notes", fmt.Sprintf("%+v", notes))
-	m.proposeQuietly(&command.Command{Alarm: &command.Alarm{Alarm: alarm, Raise: true}})
+	m.raiseCorrupt(leader.Somebody)
 	return nil
 }
 

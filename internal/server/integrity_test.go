@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/datadir"
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -155,28 +156,51 @@ func TestDiverged(t *testing.T) {
 	}
 }
 
-// Without a majority that agrees, nobody can tell who is right: the alarm is the cluster's, as etcd's.
+// Without a majority that agrees, nobody can tell who is right: the alarm is the cluster's, as etcd's, with authentication on
+// too.
 func TestTorn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, 2)
-		defer c.network.Close()
-		c.startAll()
-		put(t, c.members[0], "k", "1")
-		caughtUp(t, c.members[0], c.members[1])
-		caughtUp(t, c.members[1], c.members[0])
-		c.stopAll()
-		c.loseKey(1, "k")
-		c.startAll()
-		put(t, c.members[0], "k", "2")
-		time.Sleep(30 * time.Second)
-		for _, m := range c.members {
-			if got := corruptAlarms(m); !slices.Equal(got, []uint64{0}) {
-				t.Errorf("alarms %x", got)
-			}
-			if _, err := tryPut(t, m, "k", "3"); !errors.Is(err, kv.ErrCorrupt) {
-				t.Errorf("a put: %v", err)
-			}
+	for _, auth := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) { torn(t, auth) })
+	}
+}
+
+func torn(t *testing.T, auth bool) {
+	c := newCluster(t, 2)
+	defer c.network.Close()
+	c.startAll()
+	set := func(m *Member, value string) error {
+		r := &command.Command{Put: &command.Put{Key: []byte("k"), Value: []byte(value)}}
+		if auth {
+			r.User, r.AuthRevision = "root", m.machine.state.Load().Auth.Published().Settings().Revision
 		}
-		c.stopAll()
-	})
+		_, err := try(t, m, r)
+		return err
+	}
+	put(t, c.members[0], "k", "1")
+	caughtUp(t, c.members[0], c.members[1])
+	caughtUp(t, c.members[1], c.members[0])
+	if auth {
+		enableAuth(t, c.members[0])
+	}
+	for _, m := range c.members {
+		if err := m.ReadBarrier(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.stopAll()
+	c.loseKey(1, "k")
+	c.startAll()
+	if err := set(c.members[0], "2"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(30 * time.Second)
+	for _, m := range c.members {
+		if got := corruptAlarms(m); !slices.Equal(got, []uint64{0}) {
+			t.Errorf("authentication %t: alarms %x", auth, got)
+		}
+		if err := set(m, "3"); !errors.Is(err, kv.ErrCorrupt) {
+			t.Errorf("authentication %t: a put: %v", auth, err)
+		}
+	}
+	c.stopAll()
 }
