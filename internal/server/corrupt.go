@@ -111,31 +111,34 @@ func (m *Member) dataAt(ctx context.Context, revision, compacted int64) (leader.
 
 // hashesOf asks members for their data and returns the answers of those that gave one.
 func (m *Member) hashesOf(ctx context.Context, members []member.Member, r hashRequest) []leader.Data {
-	var (
-		wg  sync.WaitGroup
-		mu  sync.Mutex
-		all []leader.Data
-	)
+	return gather(members, func(one member.Member) (leader.Data, bool) {
+		b, err := m.transport.Call(ctx, one.ID, callHash, r.encode())
+		var d leader.Data
+		if err == nil {
+			d, err = decodeData(one.ID, b)
+		}
+		if err != nil && m.life.Err() == nil {
+			m.logger.Warn("the data of a member could not be compared", "member", fmt.Sprintf("%x", one.ID), "revision", r.revision, "error", err)
+		}
+		return d, err == nil
+	})
+}
+
+// gather asks members, all at once, and returns the answers of those that gave one, in no order.
+func gather[T any](members []member.Member, ask func(member.Member) (T, bool)) (answers []T) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
 	for _, one := range members {
 		wg.Go(func() {
-			b, err := m.transport.Call(ctx, one.ID, callHash, r.encode())
-			var d leader.Data
-			if err == nil {
-				d, err = decodeData(one.ID, b)
+			if answer, ok := ask(one); ok {
+				mu.Lock()
+				answers = append(answers, answer)
+				mu.Unlock()
 			}
-			if err != nil {
-				if m.life.Err() == nil {
-					m.logger.Warn("the data of a member could not be compared", "member", fmt.Sprintf("%x", one.ID), "revision", r.revision, "error", err)
-				}
-				return
-			}
-			mu.Lock()
-			all = append(all, d)
-			mu.Unlock()
 		})
 	}
 	wg.Wait()
-	return all
+	return answers
 }
 
 func (m *Member) others() []member.Member {
@@ -187,29 +190,18 @@ func (m *Member) checkBeforeServing() error {
 func (m *Member) answering(ctx context.Context, members []member.Member) []member.Member {
 	ctx, cancel := context.WithTimeout(ctx, askPeersFor)
 	defer cancel()
-	var wg sync.WaitGroup
-	there := make([]bool, len(members))
-	for i, one := range members {
-		wg.Go(func() {
-			for ctx.Err() == nil && !there[i] && !m.peers.gone(one.ID) {
-				_, err := m.transport.Call(ctx, one.ID, callVersion, nil)
-				if there[i] = err == nil; !there[i] {
-					select {
-					case <-ctx.Done():
-					case <-time.After(5 * time.Millisecond):
-					}
-				}
+	return gather(members, func(one member.Member) (member.Member, bool) {
+		for ctx.Err() == nil && !m.peers.gone(one.ID) {
+			if _, err := m.transport.Call(ctx, one.ID, callVersion, nil); err == nil {
+				return one, true
 			}
-		})
-	}
-	wg.Wait()
-	var out []member.Member
-	for i, one := range members {
-		if there[i] {
-			out = append(out, one)
+			select {
+			case <-ctx.Done():
+			case <-time.After(5 * time.Millisecond):
+			}
 		}
-	}
-	return out
+		return one, false
+	})
 }
 
 // compareNowAndThen compares the newest revision while this member leads (--corrupt-check-time). It runs until the member

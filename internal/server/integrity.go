@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/trivet-kv/trivet/internal/command"
@@ -122,26 +121,15 @@ func (m *Member) noteAt(ctx context.Context, index uint64) (command.Note, error)
 func (m *Member) notesOf(ctx context.Context, members []member.Member, index uint64) []leader.Noted {
 	ctx, cancel := context.WithTimeout(ctx, m.options.requestTimeout()/2)
 	defer cancel()
-	var (
-		wg  sync.WaitGroup
-		mu  sync.Mutex
-		all []leader.Noted
-	)
-	for _, one := range members {
-		wg.Go(func() {
-			b, err := m.transport.Call(ctx, one.ID, callNote, binary.BigEndian.AppendUint64(nil, index))
-			if err != nil || len(b) != 16 {
-				return // it may be down, or behind: it will compare by itself
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			all = append(all, leader.Noted{Member: one.ID, Voter: !one.Learner, Note: command.Note{
-				Index: index, Since: binary.BigEndian.Uint64(b), Hash: binary.BigEndian.Uint64(b[8:]),
-			}})
-		})
-	}
-	wg.Wait()
-	return all
+	return gather(members, func(one member.Member) (leader.Noted, bool) {
+		b, err := m.transport.Call(ctx, one.ID, callNote, binary.BigEndian.AppendUint64(nil, index))
+		if err != nil || len(b) != 16 {
+			return leader.Noted{}, false // it may be down, or behind: it will compare by itself
+		}
+		return leader.Noted{Member: one.ID, Voter: !one.Learner, Note: command.Note{
+			Index: index, Since: binary.BigEndian.Uint64(b), Hash: binary.BigEndian.Uint64(b[8:]),
+		}}, true
+	})
 }
 
 // serveNote answers callNote.
