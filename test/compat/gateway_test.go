@@ -35,6 +35,7 @@ func (t *target) json(body string) string {
 		body = compact.String()
 	}
 	body = strings.ReplaceAll(strings.TrimSpace(body), "\u00a0", " ")
+	body = strings.ReplaceAll(body, "  alarm:", " alarm:") // in an answer to a question for the status
 	body = memberName.ReplaceAllString(body, `"name":"m"`)
 	body = ownNumbers.ReplaceAllString(body, `"$1":"1"`)
 	body = ownID.ReplaceAllString(body, `"ID":"1"`)

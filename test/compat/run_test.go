@@ -226,13 +226,15 @@ func (t *target) calls(ops []op) ([]outcome, error) {
 	outs := make([]outcome, len(ops))
 	if len(ops) == 1 && !ops[0].reads() {
 		txn, ok := ops[0].req.(*pb.TxnRequest)
-		if ops[0].method == "Lease.LeaseKeepAlive" || ok && onlyReads(txn) {
+		// A token that one member made is refused by another that has not applied the last change of users yet.
+		users := t.users && ops[0].user != ""
+		if ops[0].method == "Lease.LeaseKeepAlive" || ok && onlyReads(txn) || users {
 			if err := t.caughtUp(); err != nil {
 				return nil, err
 			}
 		}
 		outs[0] = t.call(ops[0])
-		t.behind = true
+		t.behind, t.users = true, t.users || strings.HasPrefix(ops[0].method, "Auth.")
 		if c, ok := ops[0].req.(*pb.CompactionRequest); ok && outs[0].err == nil {
 			t.compacted = t.request(c).(*pb.CompactionRequest).Revision
 		}

@@ -51,6 +51,7 @@ type target struct {
 	tokens    map[string]string // by user
 	compacted int64             // up to where history is gone
 	behind    bool              // something was written since all members were known to have applied everything
+	users     bool              // the same of users, roles and tokens
 	streams   map[string]*watchStream
 	witness   *watchStream    // sees every event since the script's begin
 	seen      []*mvccpb.Event // of witness, when the two were compared last
@@ -238,6 +239,7 @@ func (t *target) catchUp(ctx context.Context) error {
 	}
 	err := errors.Join(all...)
 	t.behind = err != nil
+	t.users = t.users && t.behind
 	return err
 }
 
