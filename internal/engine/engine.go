@@ -100,7 +100,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		o.CacheBytes = DefaultCacheBytes
 	}
 	p := &pebble.Options{
-		FS:               o.FS,
+		FS:               gatherFS{o.FS},
 		ReadOnly:         o.ReadOnly,
 		ErrorIfNotExists: o.MustExist || o.ReadOnly,
 		Comparer:         newComparer(),

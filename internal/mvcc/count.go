@@ -63,8 +63,8 @@ func (v *view) countEdge(ctx context.Context, e *edge) (int64, error) {
 	defer inside.close()
 	for stride := int64(8); ; stride *= 2 {
 		if done, err := outside.step(ctx, stride); done || err != nil {
-			if outside.n > e.keys {
-				panic(fmt.Sprintf("mvcc: fence %d has %d keys, walking found %d in a part of it", e.fence, e.keys, outside.n))
+			if err == nil && outside.n > e.keys {
+				err = fmt.Errorf("%w: fence %d has %d keys, walking found %d in a part of it", engine.ErrMalformed, e.fence, e.keys, outside.n)
 			}
 			return e.keys - outside.n, err
 		}

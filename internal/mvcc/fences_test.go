@@ -3,6 +3,7 @@ package mvcc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -207,6 +208,47 @@ func TestCountEdgeFromEitherSide(t *testing.T) {
 			t.Fatalf("edge %d counts %d, %v", i, got, err)
 		}
 	}
+}
+
+// Counts that the rows contradict are an error, after which a member can rebuild itself, and no panic, after which it could not.
+func TestFencesContradictRows(t *testing.T) {
+	w := newWorld(t, 501, 1)
+	defer func() { w.close() }()
+	fill(t, w.e, w.s, 10, 10)
+	key := func(i int) []byte { return fmt.Appendf(nil, "key/%08d", i) }
+	for name, change := range map[string]func(t *Txn) error{
+		"one more than walking finds": func(t *Txn) error {
+			w.s.fences.counts[0] = fenceMax
+			_, err := t.Put(key(10), nil, 0)
+			return err
+		},
+		"fewer than none": func(t *Txn) error {
+			w.s.fences.counts[0] = 0
+			_, err := t.Delete(kv.Range{Key: key(1)}, false, nil)
+			return err
+		},
+	} {
+		b := w.e.NewBatch()
+		writer := w.s.NewWriter(b)
+		txn := writer.Begin()
+		if err := change(txn); err != nil {
+			t.Fatal(err)
+		}
+		txn.End()
+		if _, err := writer.Publish(); !errors.Is(err, engine.ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+		writer.Discard()
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.s.fences.counts[0] = 1
+	o := kv.RangeOptions{Range: kv.Range{Key: key(5), End: key(10)}, CountOnly: true}
+	if r, err := w.s.Scan(t.Context(), o, nil); !errors.Is(err, engine.ErrMalformed) {
+		t.Errorf("a count: %+v, %v", r, err)
+	}
+	w.s.fences.counts[0] = 10
 }
 
 // A store with many keys opens without walking them: the count is there at once.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,12 +37,18 @@ type member struct {
 	starts    int
 }
 
+// handedOut has the ports that tests were given, some of which run side by side.
+var handedOut sync.Map
+
 // freePort returns a loopback port below those that the kernel hands out for outgoing connections, so that a member
-// that is down for a moment cannot lose its port to somebody's dial.
+// that is down for a moment cannot lose its port to somebody's dial. No port is returned twice.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 200 {
 		port := 20000 + rand.IntN(12000)
+		if _, taken := handedOut.LoadOrStore(port, true); taken {
+			continue
+		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			l.Close()
