@@ -51,6 +51,7 @@ go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport interna
 go.etcd.io/bbolt: internal/backup # etcd's snapshot file
 go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the version that clients are told
 go.etcd.io/etcd/api/v3/v3rpc/rpctypes: internal/rpc internal/gateway internal/proxy internal/backup internal/sim internal/cli examples bench # the errors that clients are told; dev tells them apart
+go.etcd.io/etcd/api/v3/etcdserverpb: internal/backup internal/rpc internal/gateway internal/proxy internal/sim internal/cli examples bench # the same messages; --join asks at client URLs for the list of members
 go.etcd.io/etcd/api/v3: internal/backup internal/rpc internal/gateway internal/proxy internal/sim examples bench # wire messages stay at the edge, and etcd's files are made of them
 go.etcd.io/etcd/client/v3: internal/cli internal/proxy examples # etcd's own client, for dev, for the gRPC proxy and for people to read
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl

@@ -99,7 +99,8 @@ type fenceCount struct {
 type edge struct {
 	fence   int
 	keys    int64       // of the whole fence
-	inside  kv.Range    // the part that lies in the range
+	inside  kv.Range    // the part that lies in the range; of a page, what it has not walked over yet
+	before  int64       // keys that a page has walked over, before inside
 	outside [2]kv.Range // the parts that do not; those with an empty End are none
 }
 

@@ -224,6 +224,66 @@ func TestJoinOverTLS(t *testing.T) {
 	}
 }
 
+// TestJoinByClientURLsOverTLS joins members whose own URLs are without TLS at the client URL of a cluster that has TLS for
+// clients alone: with the cluster's CA, and a certificate where one is asked for, they come in. Without, or where authentication
+// is on, they are told why, and what to do; by the peer URL they come in nevertheless.
+func TestJoinByClientURLsOverTLS(t *testing.T) {
+	ca := pki.NewCA("ca")
+	k := newKeys(t, ca)
+	ca.Issue(pki.Spec{CN: "server", Hosts: []string{"127.0.0.1"}}).WriteTo(k.dir, "server")
+	ca.Issue(pki.Spec{CN: "root"}).WriteTo(k.dir, "root")
+	trust := "--trusted-ca-file=" + pki.Write(k.dir, "ca.pem", ca.PEM)
+	show := []string{"--cert-file=" + filepath.Join(k.dir, "root.pem"), "--key-file=" + filepath.Join(k.dir, "root-key.pem")}
+	c := newClusterOver(t, k.config(), 1)
+	first := c.members[0]
+	first.peerURL = strings.Replace(first.peerURL, "https", "http", 1)
+	first.args = append(first.flags("m1="+first.peerURL), "--cert-file="+filepath.Join(k.dir, "server.pem"), "--key-file="+filepath.Join(k.dir, "server-key.pem"), trust, "--client-cert-auth")
+	open := loopback(freePort(t)) // to anybody
+	first.args = append(first.args, "--listen-client-urls="+first.clientURL+","+open)
+	k.show(ca.Issue(pki.Spec{CN: "root"}))
+	c.start(first)
+
+	plain := c.tls
+	join := func(endpoint string, flags ...string) *member {
+		c.tls = nil // its own URLs
+		m := c.newMember(fmt.Sprintf("m%d", len(c.members)+1))
+		c.tls = plain
+		m.args = append(m.joining(endpoint), flags...)
+		m.start()
+		return m
+	}
+	comesIn := func(m *member) {
+		t.Helper()
+		m.ready(60 * time.Second)
+		c.members = append(c.members, m)
+	}
+	refused := func(m *member, words ...string) {
+		t.Helper()
+		if status := m.p.wait(60 * time.Second); status != 1 {
+			t.Errorf("it ended with %d", status)
+		}
+		m.p.expect(time.Second, 0, words...)
+	}
+	refused(join(first.clientURL), "no cluster answers there", "x509: ", "--peer-trusted-ca-file")
+	refused(join(first.clientURL, trust), "no cluster answers there", "certificate required")
+	comesIn(join(first.clientURL, append(show, trust)...))
+	comesIn(join(strings.TrimPrefix(first.clientURL, "https://"), append(show, trust)...))
+
+	client := c.client(first)
+	for _, call := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := client.UserAdd(ctx, "root", "pw"); return err },
+		func(ctx context.Context) error { _, err := client.UserGrantRole(ctx, "root", "root"); return err },
+		func(ctx context.Context) error { _, err := client.AuthEnable(ctx); return err },
+	} {
+		if err := call(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	comesIn(join(first.clientURL, append(show, trust)...)) // as the user that its certificate names
+	refused(join(open, trust), "authentication is on", "give peer URLs")
+	comesIn(join(first.peerURL))
+}
+
 // shownBy is the certificate that a member shows.
 func shownBy(t *testing.T, m *member, c *tls.Config) *x509.Certificate {
 	t.Helper()
