@@ -340,7 +340,7 @@ func (d *driver) watch() []op {
 	if len(d.streams) < 3 || len(d.streams) < 8 && d.oneIn(4) {
 		d.opened++
 		s := &randomStream{name: fmt.Sprintf("s%d", d.opened), member: d.member(), future: d.oneIn(4)}
-		if d.oneIn(*jsonFlag) {
+		if d.oneIn(*jsonFlag) && (!d.guarded || pairs == nil) { // the gateway refuses a certificate that names a user
 			s.json = d.oneIn(2)
 			s.body = !s.json
 		}
