@@ -177,7 +177,7 @@ func TestFenceCountEdges(t *testing.T) {
 }
 
 // Whichever side of an edge is walked to its end first, the count is the same; and where nothing lies on the other side,
-// the keys of the range are not walked.
+// the keys of the range are not walked (E#16510).
 func TestCountEdgeFromEitherSide(t *testing.T) {
 	e, s := openMem(t)
 	fill(t, e, s, 900, 1)

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -30,6 +31,7 @@ type member struct {
 	name      string
 	dir       string
 	clientURL string
+	pages     string // where HTTP is served, if not at clientURL
 	peerURL   string
 	tls       *tls.Config
 	args      []string
@@ -128,9 +130,10 @@ func (m *member) ready(within time.Duration) {
 	deadline := time.Now().Add(within)
 	transport := &http.Transport{TLSClientConfig: m.tls, DisableKeepAlives: true}
 	client := http.Client{Timeout: 2 * time.Second, Transport: transport}
+	pages := cmp.Or(m.pages, m.clientURL)
 	last := "no answer"
 	for time.Now().Before(deadline) {
-		answer, err := client.Get(m.clientURL + "/readyz")
+		answer, err := client.Get(pages + "/readyz")
 		if err == nil {
 			answer.Body.Close()
 			if answer.StatusCode == http.StatusOK {

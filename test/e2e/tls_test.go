@@ -82,9 +82,9 @@ func tryPut(m *member, c *tls.Config) error {
 	return err
 }
 
-// refusal is what a member says to a client that it does not want.
-func refusal(m *member, c *tls.Config) error {
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", strings.TrimPrefix(m.clientURL, "https://"), c)
+// refusal is what a member's listener says to a client that it does not want.
+func refusal(url string, c *tls.Config) error {
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", strings.TrimPrefix(url, "https://"), c)
 	if err != nil {
 		return err
 	}
@@ -108,6 +108,10 @@ func TestTLS(t *testing.T) {
 	alice := old.Issue(pki.Spec{CN: "alice"})
 	k.show(alice)
 	c := newClusterOver(t, k.config(), 3, k.mutual()...)
+	first := c.members[0]
+	var metrics string
+	first.pages, metrics = strings.Replace(loopback(freePort(t)), "http", "https", 1), strings.Replace(loopback(freePort(t)), "http", "https", 1)
+	first.args = append(first.args, "--listen-client-http-urls="+first.pages, "--listen-metrics-urls="+metrics)
 	c.start(c.members...)
 
 	// A client of one member that is not killed must keep its one connection.
@@ -147,11 +151,17 @@ func TestTLS(t *testing.T) {
 	pki.Write(k.dir, "ca.pem", next.PEM)
 	pki.Write(k.dir, "crl.der", next.Revoke(carol))
 	for _, m := range c.members {
-		if err := refusal(m, k.as(alice)); err == nil || !strings.Contains(err.Error(), "unknown certificate authority") {
+		if err := refusal(m.clientURL, k.as(alice)); err == nil || !strings.Contains(err.Error(), "unknown certificate authority") {
 			t.Errorf("a client of the CA that is gone, at %s: %v", m.name, err)
 		}
-		if err := refusal(m, k.as(carol)); err == nil || !strings.Contains(err.Error(), "bad certificate") {
-			t.Errorf("a client that was revoked, at %s: %v", m.name, err)
+		listeners := []string{m.clientURL}
+		if m == first {
+			listeners = append(listeners, first.pages, metrics)
+		}
+		for _, url := range listeners {
+			if err := refusal(url, k.as(carol)); err == nil || !strings.Contains(err.Error(), "bad certificate") {
+				t.Errorf("a client that was revoked, at %s, %s: %v", m.name, url, err)
+			}
 		}
 		m.p.expect(10*time.Second, 0, "rejected connection: the certificate is of an unknown authority", "127.0.0.1:", "CN=alice")
 		m.p.expect(10*time.Second, 0, "rejected connection: the certificate is revoked", "CN=carol")
