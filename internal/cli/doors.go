@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -160,14 +159,6 @@ func newSet(c *config.Config, log *slog.Logger, kind string, t *config.TLS, list
 		o.ClientCertFile, o.ClientKeyFile = "", ""
 	}
 	return certs.New(o)
-}
-
-// clientConfig is for talking to members as one of their clients: with what this member shows and trusts itself.
-func (d *doors) clientConfig() *tls.Config {
-	if d.clientTLS == nil {
-		return nil
-	}
-	return d.clientTLS.ClientConfig()
 }
 
 // dialPeer connects to a member at one of its peer URLs, or at a host and port.

@@ -60,6 +60,7 @@ func alarms(t *testing.T, client *clientv3.Client, some bool) {
 
 // TestQuota: members that reached their quota refuse puts with etcd's error, go on reading, deleting and compacting, and take
 // puts again after that, twice.
+// The alarm clears itself, and no size is too large for the quota (E#9992, E#17318, E#20753).
 func TestQuota(t *testing.T) {
 	const quota = 8 << 20
 	c := startCluster(t, 3, fmt.Sprint("--quota-backend-bytes=", quota))
