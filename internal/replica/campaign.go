@@ -48,6 +48,10 @@ func (l *loop) peerChanged(e peerEvent) {
 		l.rn.ReportUnreachable(e.id)
 	case peerGone:
 		l.gone[e.id] = true
+		if c := l.awaited[e.id]; c != nil {
+			close(c)
+			delete(l.awaited, e.id)
+		}
 		l.rn.ReportUnreachable(e.id)
 		l.observe()
 		if e.id == l.lead && l.state == raft.StateFollower {
@@ -130,4 +134,14 @@ func (l *loop) heir() uint64 {
 		}
 	})
 	return best
+}
+
+// untilGone gives a channel that is closed when the peer's process is found to have ended.
+func (l *loop) untilGone(id uint64) <-chan struct{} {
+	c := l.awaited[id]
+	if c == nil {
+		c = make(chan struct{})
+		l.awaited[id] = c
+	}
+	return c
 }

@@ -45,7 +45,8 @@ type loop struct {
 	writes  outstanding
 
 	// Leaders that died.
-	gone     map[uint64]bool // peers whose process has ended
+	gone     map[uint64]bool          // peers whose process has ended
+	awaited  map[uint64]chan struct{} // peers whose process's end a hand-over looks out for
 	campaign campaign
 
 	disk disk
