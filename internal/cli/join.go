@@ -57,8 +57,8 @@ func joinExisting(c *config.Config, log *slog.Logger, d *doors) func(context.Con
 		joined.MemberID = 0
 		for _, known := range joined.Members {
 			if !slices.ContainsFunc(c.InitialCluster, func(m config.InitialMember) bool { return sameURLs(ctx, m.PeerURLs, known.PeerURLs) }) {
-				return server.Joined{}, fmt.Errorf("--initial-cluster-state=existing: the running cluster %x has a member %q with the peer URLs %s, which --initial-cluster does not have; list the members as member add printed them",
-					joined.ClusterID, known.Name, strings.Join(known.PeerURLs, ","))
+				return server.Joined{}, fmt.Errorf("--initial-cluster-state=existing: PeerURLs: no match found for existing member (%x, %s) of the running cluster %x, which --initial-cluster does not have; list the members as member add printed them",
+					known.ID, known.PeerURLs, joined.ClusterID)
 			}
 			if sameURLs(ctx, own, known.PeerURLs) {
 				joined.MemberID = known.ID
