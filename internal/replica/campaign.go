@@ -17,12 +17,12 @@ import (
 // nothing happens.
 type campaign struct {
 	at       <-chan time.Time // nil: none is planned
-	attempts int // so far, counted up to campaignAttempts
+	attempts int              // so far, counted up to campaignAttempts
 }
 
 const (
-	campaignStep     = 15 * time.Millisecond // between ranks
-	campaignSpread   = 10 * time.Millisecond
+	campaignStep   = 15 * time.Millisecond // between ranks
+	campaignSpread = 10 * time.Millisecond
 	// campaignAttempts is how often the wait between two attempts is doubled. They go on until there is a leader: raft's own timeout
 	// may be minutes.
 	campaignAttempts = 6
