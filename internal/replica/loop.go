@@ -199,6 +199,8 @@ func (l *loop) observe() {
 	if l.lead != 0 {
 		l.campaign.leaderKnown(l.gone[l.lead])
 		l.reads.hurry = true
+	} else if before != 0 {
+		l.planAfterLoss()
 	}
 }
 
