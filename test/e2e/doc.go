@@ -17,5 +17,6 @@
 //     (TestHungDisk, TestDiskFillsUp, TestLoneDiskFillsUp);
 //   - a member whose state is not what the log made of it is found, by itself or by etcd's checks, and nobody else's answers
 //     are wrong (TestDiverged, TestCorruptChecks);
+//   - a learner answers linearizable reads, none of them stale, and watches without a gap (TestLearner);
 //   - bad input touches nothing on disk (TestBadInput).
 package e2e
