@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"time"
@@ -63,7 +64,7 @@ func (c *conn) begin(f frame, block []byte) error {
 	c.mu.Lock()
 	if f.id%2 != 1 || f.id <= c.maxID {
 		c.mu.Unlock()
-		return connError{http2.ErrCodeProtocol, "received an illegal stream id"}
+		return connError{http2.ErrCodeProtocol, fmt.Sprintf("received an illegal stream id: %d", f.id)}
 	}
 	c.maxID = f.id
 	ended := f.flags.Has(http2.FlagHeadersEndStream)
