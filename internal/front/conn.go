@@ -20,10 +20,11 @@ const (
 	readBuffer = 32 << 10
 	// streamWindow is how many bytes of a call a client may send before the handler has taken any; a message that is longer
 	// is let in as a whole when its length is known. connWindow is that of all calls together, and is given back as bytes
-	// come: what calls leave unread must not stand in the way of others. maxUnread bounds it nevertheless.
-	streamWindow = 128 << 10
-	connWindow   = 1 << 20
-	maxUnread    = 256 << 20
+	// come: what calls leave unread must not stand in the way of others. It is bounded nevertheless, at unreadMessages of the
+	// longest.
+	streamWindow   = 128 << 10
+	connWindow     = 1 << 20
+	unreadMessages = 64
 	// maxOwed is how many frames may wait to be sent that the reader itself owes (answers to settings and pings, windows,
 	// resets, refusals) before it reads on.
 	maxOwed = 256

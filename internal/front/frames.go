@@ -224,7 +224,7 @@ func (k *call) takeData(f frame, p []byte) error {
 		c.reset(f.id, http2.ErrCodeFlowControl)
 		return nil
 	}
-	if c.unread.Add(int64(len(p))) > maxUnread {
+	if c.unread.Add(int64(len(p))) > unreadMessages*int64(c.s.o.MaxRecvBytes+streamWindow) {
 		return connError{http2.ErrCodeEnhanceYourCalm, "too much of what was sent is not taken by the calls"}
 	}
 	if grant > 0 {

@@ -230,11 +230,15 @@ var conversations = map[string]func(*raw){
 		r.data(1, true, append(msg("1"), msg("1")...))
 		r.until(1)
 	},
-	"data behind the end":       func(r *raw) { r.call(1, "Wait", "x"); r.data(1, false, msg("y")); r.until(1) },
-	"deadline":                  func(r *raw) { r.call(1, "Hold", "x", "grpc-timeout", "50m"); r.until(1) },
-	"deadline while it uploads": func(r *raw) { r.headers(1, false, fields("Echo", "grpc-timeout", "50m")...); r.until(1) },
-	"illegal stream id":         func(r *raw) { r.headers(2, true, fields("Echo")...); r.untilEOF() },
-	"stream id that was used":   func(r *raw) { r.call(5, "Echo", "x"); r.until(5); r.headers(3, true, fields("Echo")...); r.untilEOF() },
+	"data behind the end": func(r *raw) { r.call(1, "Wait", "x"); r.data(1, false, msg("y")); r.until(1) },
+	"deadline":            func(r *raw) { r.call(1, "Hold", "x", "grpc-timeout", "50m"); r.until(1) },
+	"illegal stream id":   func(r *raw) { r.headers(2, true, fields("Echo")...); r.untilNoted(0, "GOAWAY") },
+	"stream id that was used": func(r *raw) {
+		r.call(5, "Echo", "x")
+		r.until(5)
+		r.headers(3, true, fields("Echo")...)
+		r.untilNoted(0, "GOAWAY")
+	},
 	"pings": func(r *raw) {
 		r.ok(r.fr.WritePing(false, [8]byte{1, 2}))
 		r.untilNoted(0, "PONG 0102")
@@ -245,7 +249,7 @@ var conversations = map[string]func(*raw){
 		for range 10 {
 			r.ok(r.fr.WritePing(false, [8]byte{}))
 		}
-		r.untilEOF()
+		r.untilNoted(0, "GOAWAY")
 	},
 	"frames of other kinds": func(r *raw) {
 		r.ok(r.fr.WriteRawFrame(77, 0xff, 0, []byte("unknown")))

@@ -29,6 +29,9 @@ type raw struct {
 	body  map[uint32][]byte
 	ended map[uint32]bool
 	eof   bool
+
+	ping   [8]byte // the server's last
+	pinged bool
 }
 
 const wait = 20 * time.Second
@@ -168,6 +171,8 @@ func (r *raw) one() bool {
 	case *http2.PingFrame:
 		if f.IsAck() {
 			r.note(0, "PONG %x", f.Data)
+		} else {
+			r.ping, r.pinged = f.Data, true
 		}
 	case *http2.SettingsFrame:
 		if !f.IsAck() {

@@ -414,12 +414,12 @@ func (c *conn) look() {
 		c.die()
 		return
 	case c.pinged:
-		c.keepalive.Reset(c.s.o.PingTimeout - now.Sub(c.pingedAt))
+		c.keepalive.Reset(min(c.s.o.PingInterval, c.s.o.PingTimeout-now.Sub(c.pingedAt)))
 	case silent >= c.s.o.PingInterval:
 		c.out = appendPing(c.out, 0, [8]byte{})
 		c.push()
 		c.pinged, c.pingedAt = true, now
-		c.keepalive.Reset(c.s.o.PingTimeout)
+		c.keepalive.Reset(min(c.s.o.PingInterval, c.s.o.PingTimeout))
 	default:
 		c.keepalive.Reset(c.s.o.PingInterval - silent)
 	}

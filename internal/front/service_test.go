@@ -9,6 +9,7 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,6 +69,7 @@ type service struct {
 	ended   map[string]error // contexts of calls of Wait that ended, by the call's message
 	changed chan struct{}
 	open    chan struct{} // Hold ends when it is closed
+	held    atomic.Int64  // calls of Hold that have begun
 }
 
 func newService() *service {
@@ -107,6 +109,10 @@ func (s *service) desc() *grpc.ServiceDesc {
 		Streams: []grpc.StreamDesc{
 			{StreamName: "Bidi", Handler: bidi, ServerStreams: true, ClientStreams: true},
 			{StreamName: "Early", Handler: early, ServerStreams: true, ClientStreams: true},
+			{StreamName: "Deaf", Handler: func(any, grpc.ServerStream) error {
+				<-s.open
+				return nil
+			}, ClientStreams: true},
 			{StreamName: "Many", Handler: many, ServerStreams: true},
 			{StreamName: "Collect", Handler: collect, ClientStreams: true},
 		},
@@ -199,6 +205,7 @@ func (s *service) waited(t testing.TB, name string) error {
 
 // hold ends when the test lets it, whatever becomes of its client.
 func (s *service) hold(context.Context, []byte) ([]byte, error) {
+	s.held.Add(1)
 	<-s.open
 	return nil, nil
 }
@@ -289,6 +296,11 @@ func start(t testing.TB, ours bool, o options) (*service, server, string) {
 			grpc.ForceServerCodecV2(grpcCodec{}), grpc.MaxRecvMsgSize(maxRecv), grpc.MaxSendMsgSize(1 << 30),
 			grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.minTime}),
 			grpc.KeepaliveParams(keepalive.ServerParameters{Time: o.interval, Timeout: o.timeout}),
+		}
+		if o.trace != nil { // as a member's server has it
+			opts = append(opts, grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
+				return status.Error(codes.Unimplemented, "unknown method None for service test.Test")
+			}))
 		}
 		if o.maxStreams > 0 {
 			opts = append(opts, grpc.MaxConcurrentStreams(o.maxStreams))
