@@ -47,23 +47,22 @@ type conn struct {
 	base context.Context // of the calls' contexts
 
 	// The reader's.
-	buf        []byte
-	at, end    int // what of buf is not yet looked at
-	heads      *headReader
-	block      []byte // of header fields, if they come in several frames
-	blockOf    frame  // the first of these; id 0: none is under way
-	blocks     int
-	last       *call // the one that began last
-	received   int   // bytes of DATA that the client was not given back
-	lastPing   time.Time
-	strikes    int
-	lastRead   atomic.Int64 // Unix time in ns
-	unread     atomic.Int64 // bytes of messages that handlers have not taken
-	sentSince  atomic.Bool  // something of a call was sent since the last ping
-	keepalive  *time.Timer  // under mu
-	pinged     bool         // keepalive's
-	pingedAt   time.Time
-	lastLooked int64
+	buf       []byte
+	at, end   int // what of buf is not yet looked at
+	heads     *headReader
+	block     []byte // of header fields, if they come in several frames
+	blockOf   frame  // the first of these; id 0: none is under way
+	blocks    int
+	last      *call // the one that began last
+	received  int   // bytes of DATA that the client was not given back
+	lastPing  time.Time
+	strikes   int
+	lastRead  atomic.Int64 // Unix time in ns
+	unread    atomic.Int64 // bytes of messages that handlers have not taken
+	sentSince atomic.Bool  // something of a call was sent since the last ping
+	keepalive *time.Timer  // under mu
+	pinged    bool         // keepalive's
+	pingedAt  time.Time
 
 	mu      sync.Mutex
 	streams map[uint32]*call

@@ -127,7 +127,8 @@ func TestRapidReset(t *testing.T) {
 func TestMuchUnread(t *testing.T) {
 	_, _, addr := start(t, true, options{})
 	r := dial(t, addr)
-	go func() { // in step with the windows, which r reads
+	r.sync()    // so that only the other goroutine writes
+	go func() { // it does not wait for windows, which are given as bytes come
 		for i := range uint32(400) {
 			r.headers(2*i+1, false, fields("Deaf")...)
 			r.data(2*i+1, false, bytes.Repeat(msg(string(pattern(1000))), 128))

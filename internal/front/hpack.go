@@ -33,9 +33,6 @@ var known = [knownCount]struct {
 	emptyText: {0x40, 0, appendText(appendText(nil, "grpc-message"), "")},
 }
 
-// knownSize is what the fields take in the table, at 32 bytes more each than their texts.
-const knownSize = 3*32 + len("content-type"+baseType+"grpc-status"+"0"+"grpc-message")
-
 // encoder is what it is known that the client's table holds. Blocks must be sent in the order in which they are encoded.
 type encoder struct {
 	entered int             // fields in the table, at most knownCount
