@@ -72,3 +72,21 @@ func frameBytes(kind http2.FrameType, flags http2.Flags, payload []byte) []byte 
 	n := len(payload)
 	return append([]byte{byte(n >> 16), byte(n >> 8), byte(n), byte(kind), byte(flags), 0, 0, 0, 0}, payload...)
 }
+
+// What an answer of 5 MB costs, with grpc-go's client, which is slow to widen its windows.
+func BenchmarkLarge(b *testing.B) {
+	for _, ours := range []bool{false, true} {
+		b.Run(fmt.Sprintf("ours %v", ours), func(b *testing.B) {
+			_, _, addr := start(b, ours, options{})
+			conn := client(b, addr)
+			in := []byte("5000000")
+			var out []byte
+			b.ReportAllocs()
+			for range b.N {
+				if err := conn.Invoke(b.Context(), "/test.Test/Give", &in, &out); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -80,6 +80,10 @@ type conn struct {
 	queue   []*call   // who wait for the connection's window, or for their turn
 	room    sync.Cond // out has become shorter
 	waiting int       // how many wait for that
+	pongs   [][8]byte // answers to pings, which go behind out
+	sending int       // who have more to send than fits at once
+	later   *time.Timer
+	overdue bool      // pongs wait no longer
 	orphans int       // handlers that run though their calls were cancelled
 	resume  sync.Cond // the reader may go on
 
@@ -316,13 +320,14 @@ func (c *conn) maxOrphans() int {
 // woken may send it along.
 func (c *conn) beforeWait() {
 	c.mu.Lock()
-	if len(c.out) > 0 && !c.writing && !c.dead {
-		c.mu.Unlock()
-		runtime.Gosched()
-		c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.writing || c.dead || !c.something() || c.delayPongs() {
+		return
 	}
-	c.push()
 	c.mu.Unlock()
+	runtime.Gosched()
+	c.mu.Lock()
+	c.push()
 }
 
 // reset ends a stream from this side, whether there is a call on it or not.

@@ -385,7 +385,7 @@ func (c *conn) takePing(f frame, p []byte) error {
 	}
 	c.mu.Lock()
 	if !c.dead {
-		c.out = appendPing(c.out, http2.FlagPingAck, data)
+		c.pongs = append(c.pongs, data)
 		c.owe()
 	}
 	calls := len(c.streams)

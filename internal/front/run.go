@@ -92,9 +92,10 @@ type outgoing struct {
 
 func (m *outgoing) left() int { return msgHead + m.size }
 
-func (m *outgoing) free() { m.data.Free() }
+// free gives back what was not sent.
+func (m *outgoing) free() { m.data[m.part:].Free() }
 
-// appendNext appends the next n bytes.
+// appendNext appends the next n bytes. Memory is given back as soon as it was copied, so that a long answer finds it warm.
 func (m *outgoing) appendNext(b []byte, n int) []byte {
 	if m.sent < msgHead {
 		part := min(n, msgHead-m.sent)
@@ -108,6 +109,7 @@ func (m *outgoing) appendNext(b []byte, n int) []byte {
 		b = append(b, from[:part]...)
 		n -= part
 		if m.off += part; part == len(from) {
+			m.data[m.part].Free()
 			m.part, m.off = m.part+1, 0
 		}
 	}
@@ -124,10 +126,11 @@ func (k *call) encode(v any) (*outgoing, error) {
 	m.plain = m.size
 	if k.packer != nil && m.size > 0 {
 		packed, err := pack(k.packer, data)
-		data.Free()
 		if err != nil {
+			data.Free()
 			return nil, err
 		}
+		data.Free()
 		m.data, m.size, m.head[0] = mem.BufferSlice{mem.SliceBuffer(packed)}, len(packed), 1
 	}
 	if m.size > math.MaxInt32 {

@@ -50,7 +50,9 @@ func (c *conn) flush(yield bool) {
 	c.write()
 }
 
-func (c *conn) something() bool { return len(c.out) > 0 || c.lastWords && !c.lingering }
+func (c *conn) something() bool {
+	return len(c.out) > 0 || len(c.pongs) > 0 || c.lastWords && !c.lingering
+}
 
 // push has a goroutine write what there is, for those who must not wait. mu is held.
 func (c *conn) push() {
@@ -61,8 +63,9 @@ func (c *conn) push() {
 	go c.writeOn()
 }
 
-// writeOn takes over from somebody who is writing.
+// writeOn writes for somebody who must not wait, or has written long enough.
 func (c *conn) writeOn() {
+	runtime.Gosched()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.write()
@@ -71,7 +74,14 @@ func (c *conn) writeOn() {
 // write writes until there is nothing more. mu is held, but not while writing; writing is set.
 func (c *conn) write() {
 	for n := 0; !c.dead; n++ {
+		if !c.delayPongs() {
+			for _, data := range c.pongs {
+				c.out = appendPing(c.out, http2.FlagPingAck, data)
+			}
+			c.pongs, c.overdue = c.pongs[:0], false
+		}
 		if len(c.out) == 0 {
+			c.room.Broadcast()
 			if c.lastWords && !c.lingering {
 				// The client closes when it has read this. If it does not, the reader does.
 				c.lingering = true
@@ -87,7 +97,7 @@ func (c *conn) write() {
 		c.out, c.spare = c.spare, nil
 		c.owed = 0
 		c.resume.Signal()
-		c.room.Broadcast()
+		c.room.Signal() // one may fill it; all are woken when nothing is left to write
 		c.mu.Unlock()
 		_, err := c.nc.Write(b)
 		c.mu.Lock()
@@ -97,6 +107,29 @@ func (c *conn) write() {
 		}
 	}
 	c.writing = false
+}
+
+// pongDelay is how long an answer to a ping may wait for what is to be sent before it.
+const pongDelay = 2 * time.Millisecond
+
+// delayPongs tells whether answers to pings, if there is nothing else, wait for those who have much to send and will go on when
+// the client has given windows for it. Clients measure by pings how much is under way, and widen their windows by that: where
+// the answers overtake what is being sent, windows stay small, and pings come all the time. mu is held.
+func (c *conn) delayPongs() bool {
+	if len(c.out) > 0 || len(c.pongs) == 0 || c.sending == 0 || c.overdue || c.lastWords {
+		return false
+	}
+	if c.later == nil {
+		c.later = time.AfterFunc(pongDelay, c.pushLater)
+	}
+	return true
+}
+
+func (c *conn) pushLater() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.later, c.overdue = nil, true
+	c.push()
 }
 
 func (c *conn) recycle(b []byte) {
@@ -344,6 +377,7 @@ func (c *conn) send(k *call, m *outgoing) error {
 	if err == nil && first {
 		err = c.appendHeader(k)
 	}
+	c.sending++
 	for left := m.left(); left > 0 && err == nil; {
 		var n int
 		if n, err = c.allow(k, left); err == nil {
@@ -351,7 +385,8 @@ func (c *conn) send(k *call, m *outgoing) error {
 			left -= n
 		}
 	}
-	c.flush(true)
+	c.sending--
+	c.push()
 	c.mu.Unlock()
 	if err == nil && first {
 		k.traceHeader()

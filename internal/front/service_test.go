@@ -70,6 +70,7 @@ type service struct {
 	changed chan struct{}
 	open    chan struct{} // Hold ends when it is closed
 	held    atomic.Int64  // calls of Hold that have begun
+	given   []byte        // by Give, last
 }
 
 func newService() *service {
@@ -98,7 +99,12 @@ func (s *service) desc() *grpc.ServiceDesc {
 			{MethodName: "Size", Handler: unary(func(_ context.Context, in []byte) ([]byte, error) { return []byte(strconv.Itoa(len(in))), nil })},
 			{MethodName: "Give", Handler: unary(func(_ context.Context, in []byte) ([]byte, error) {
 				n, err := strconv.Atoi(string(in))
-				return pattern(n), err
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if len(s.given) != n {
+					s.given = pattern(n)
+				}
+				return s.given, err
 			})},
 			{MethodName: "Fail", Handler: unary(fail)},
 			{MethodName: "Meta", Handler: unary(meta)},
