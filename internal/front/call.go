@@ -199,13 +199,13 @@ func (s *stream) SendMsg(m any) error {
 	out, err := k.encode(m)
 	if err == nil {
 		defer out.free()
-		err = k.c.send(k, out)
+		err = k.c.send(k, &out)
 	}
 	if err != nil {
 		k.c.finish(k, status.Convert(err))
 		return err
 	}
-	k.traceSent(m, out)
+	k.traceSent(m, &out)
 	return nil
 }
 

@@ -73,7 +73,7 @@ func (k *call) handleUnary(m *method) error {
 	if err != nil {
 		return err
 	}
-	err = k.c.answer(k, out)
+	err = k.c.answer(k, &out)
 	out.free()
 	return err
 }
@@ -117,25 +117,25 @@ func (m *outgoing) appendNext(b []byte, n int) []byte {
 }
 
 // encode makes the wire form of a message.
-func (k *call) encode(v any) (*outgoing, error) {
+func (k *call) encode(v any) (outgoing, error) {
 	data, err := k.c.s.o.Codec.Marshal(v)
 	if err != nil {
-		return nil, status.Errorf(codes.Internal, "grpc: error while marshaling: %v", err)
+		return outgoing{}, status.Errorf(codes.Internal, "grpc: error while marshaling: %v", err)
 	}
-	m := &outgoing{from: v, data: data, size: data.Len()}
+	m := outgoing{from: v, data: data, size: data.Len()}
 	m.plain = m.size
 	if k.packer != nil && m.size > 0 {
 		packed, err := pack(k.packer, data)
 		if err != nil {
 			data.Free()
-			return nil, err
+			return outgoing{}, err
 		}
 		data.Free()
 		m.data, m.size, m.head[0] = mem.BufferSlice{mem.SliceBuffer(packed)}, len(packed), 1
 	}
 	if m.size > math.MaxInt32 {
 		m.free()
-		return nil, status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", m.size, math.MaxInt32)
+		return outgoing{}, status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", m.size, math.MaxInt32)
 	}
 	m.head[1], m.head[2], m.head[3], m.head[4] = byte(m.size>>24), byte(m.size>>16), byte(m.size>>8), byte(m.size)
 	return m, nil

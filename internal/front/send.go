@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,8 @@ const (
 	highWater = 64 << 10
 	// atOnce is how long an answer may be that is appended as a whole.
 	atOnce = 32 << 10
+	// turnBytes is how much of a long answer is sent before it is the next one's turn.
+	turnBytes = 512 << 10
 	// rounds is how often one writes what others have brought meanwhile before a goroutine of its own goes on.
 	rounds = 32
 	// keptBytes is how much memory an idle connection keeps for out.
@@ -63,10 +66,19 @@ func (c *conn) push() {
 	go c.writeOn()
 }
 
-// writeOn writes for somebody who must not wait, or has written long enough.
+// writeOn writes for somebody who must not wait, or has written long enough. A stream's handler often has several messages, and
+// others have some at the same moment: while more come, they are let come.
 func (c *conn) writeOn() {
-	runtime.Gosched()
-	c.mu.Lock()
+	for had := -1; ; {
+		runtime.Gosched()
+		c.mu.Lock()
+		n := len(c.out)
+		if n == had || n > keptBytes {
+			break
+		}
+		had = n
+		c.mu.Unlock()
+	}
 	defer c.mu.Unlock()
 	c.write()
 }
@@ -184,7 +196,8 @@ func (c *conn) sendable(k *call) error {
 	return nil
 }
 
-// allow waits until some of left bytes may be sent, and returns how many. mu is held.
+// allow waits until some of left bytes may be sent, and returns how many. Those who have much to send take turns, of turnBytes
+// each: whoever has the turn appends and writes by itself, which wakes nobody. mu is held.
 func (c *conn) allow(k *call, left int) (int, error) {
 	for {
 		err := c.sendable(k)
@@ -198,44 +211,70 @@ func (c *conn) allow(k *call, left int) (int, error) {
 			if k.window <= 0 && c.sendable(k) == nil {
 				k.may.Wait()
 			}
+		case c.turn != nil && c.turn != k, c.turn == nil && len(c.queue) > 0 && c.queue[0] != k:
+			if !k.queued {
+				k.queued = true
+				c.queue = append(c.queue, k)
+				c.wakeFirst()
+			}
+			k.may.Wait()
+		case c.turn == nil:
+			c.turn, c.turnLeft = k, turnBytes
+			c.unqueue(k)
+		case c.turnLeft <= 0:
+			c.leave(k)
+			c.turnLeft = turnBytes // for who finds nobody waiting
+			if len(c.queue) == 0 {
+				c.turn = k
+			}
 		case len(c.out) >= highWater:
 			if err := c.awaitRoom(k); err != nil {
 				c.leave(k)
 				return 0, err
 			}
-		case c.window <= 0, len(c.queue) > 0 && c.queue[0] != k:
-			if !k.queued {
-				k.queued = true
-				c.queue = append(c.queue, k)
-				c.flush(false)
-				continue // it may have become our turn meanwhile
+		case c.window <= 0:
+			c.flush(false)
+			if c.window <= 0 && c.sendable(k) == nil {
+				k.may.Wait()
 			}
-			k.may.Wait()
 		default:
-			c.leave(k)
-			return int(min(int64(left), k.window, c.window, maxFrame)), nil
+			n := int(min(int64(left), k.window, c.window, maxFrame))
+			c.turnLeft -= n
+			return n, nil
 		}
 	}
 }
 
-// leave gives up a call's place in the queue, and wakes who is first then. mu is held.
+// leave gives up a call's turn, or its place in the queue, and wakes who is next. mu is held.
 func (c *conn) leave(k *call) {
+	if c.turn == k {
+		c.turn = nil
+		c.wakeFirst()
+	}
+	if k.queued {
+		c.unqueue(k)
+		c.wakeFirst()
+	}
+}
+
+// unqueue takes a call out of the queue. mu is held.
+func (c *conn) unqueue(k *call) {
 	if !k.queued {
 		return
 	}
 	k.queued = false
-	for i, other := range c.queue {
-		if other == k {
-			c.queue = append(c.queue[:i], c.queue[i+1:]...)
-			break
-		}
-	}
-	c.wakeFirst()
+	at := slices.Index(c.queue, k)
+	c.queue = slices.Delete(c.queue, at, at+1)
 }
 
-// wakeFirst wakes who has waited longest for the connection's window. mu is held.
+// wakeFirst wakes whose turn it is, or who is the next to have it. mu is held.
 func (c *conn) wakeFirst() {
-	if len(c.queue) > 0 && c.window > 0 {
+	switch {
+	case c.turn != nil:
+		if c.window > 0 {
+			c.turn.may.Signal()
+		}
+	case len(c.queue) > 0:
 		c.queue[0].may.Signal()
 	}
 }
@@ -377,14 +416,20 @@ func (c *conn) send(k *call, m *outgoing) error {
 	if err == nil && first {
 		err = c.appendHeader(k)
 	}
+	left := m.left()
+	if err == nil && left <= atOnce && c.fits(k, left) {
+		c.appendMessage(k, m, left)
+		left = 0
+	}
 	c.sending++
-	for left := m.left(); left > 0 && err == nil; {
+	for left > 0 && err == nil {
 		var n int
 		if n, err = c.allow(k, left); err == nil {
 			c.appendMessage(k, m, n)
 			left -= n
 		}
 	}
+	c.leave(k)
 	c.sending--
 	c.push()
 	c.mu.Unlock()
@@ -394,12 +439,16 @@ func (c *conn) send(k *call, m *outgoing) error {
 	return err
 }
 
+// fits tells whether n bytes may be appended at once, without a turn. mu is held.
+func (c *conn) fits(k *call, n int) bool {
+	return len(c.out) < highWater && k.window >= int64(n) && c.window >= int64(n)
+}
+
 // answer sends the one message of a call, and that it has ended well.
 func (c *conn) answer(k *call, m *outgoing) error {
 	c.mu.Lock()
 	n := m.left()
-	if n > atOnce || c.sendable(k) != nil || k.headerSent || len(c.out) >= highWater ||
-		len(c.queue) > 0 || k.window < int64(n) || c.window < int64(n) || c.appendHeader(k) != nil {
+	if n > atOnce || c.sendable(k) != nil || k.headerSent || !c.fits(k, n) || c.appendHeader(k) != nil {
 		c.mu.Unlock()
 		if err := c.send(k, m); err != nil {
 			return err
