@@ -41,6 +41,7 @@ func workloads() []workload {
 		{name: "lease grant, 64 clients", measure: closed(toAll, 64, grant)},
 		{name: "lease keepalive, 64 clients", measure: keepAlive},
 		{name: "large store", once: true, measure: large},
+		{name: "put while a snapshot of a large store is saved", once: true, prepare: manyKeys, measure: putWhileSaved},
 		{name: "leader killed", once: true, measure: failover(kill)},
 		{name: "leader told to stop", once: true, measure: failover(terminate)},
 	}

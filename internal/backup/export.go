@@ -9,7 +9,6 @@ import (
 	"hash"
 	"hash/crc32"
 	"os"
-	"slices"
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -76,7 +75,7 @@ func (e *exporter) all(ctx context.Context, o Options) (mvcc.Dumped, error) {
 	if err := e.bucket(bucketKey); err != nil {
 		return mvcc.Dumped{}, err
 	}
-	d, err := mvcc.Dump(ctx, e.rows, func(key, value []byte) error {
+	d, err := mvcc.Dump(ctx, e.rows, e.pause, func(key, value []byte) error {
 		e.sum.Write(key)
 		e.sum.Write(value)
 		return e.put(key, value)
@@ -142,66 +141,50 @@ func (e *exporter) members() error {
 	if err != nil {
 		return err
 	}
-	if err := e.bucket(bucketMembers); err != nil {
-		return err
-	}
+	rows := map[string][]byte{}
 	for _, m := range table.All() {
 		row, err := json.Marshal(etcdMember{ID: m.ID, PeerURLs: m.PeerURLs, Learner: m.Learner, Name: m.Name, ClientURLs: m.ClientURLs})
 		if err != nil {
 			return err
 		}
-		if err := e.put(hexID(m.ID), row); err != nil {
-			return err
-		}
+		rows[hexID(m.ID)] = row
 	}
-	if err := e.bucket(bucketMembersRemoved); err != nil {
+	if err := e.putAll(bucketMembers, rows); err != nil {
 		return err
 	}
+	rows = map[string][]byte{}
 	for _, id := range table.RemovedIDs() {
-		if err := e.put(hexID(id), []byte("removed")); err != nil {
-			return err
-		}
+		rows[hexID(id)] = []byte("removed")
 	}
-	if err := e.bucket(bucketCluster); err != nil {
+	if err := e.putAll(bucketMembersRemoved, rows); err != nil {
 		return err
 	}
+	rows = map[string][]byte{}
 	if e.version = table.Version(); e.version != "" {
-		if err := e.put([]byte(clusterVersion), []byte(e.version)); err != nil {
-			return err
-		}
+		rows[clusterVersion] = []byte(e.version)
 	}
 	d := table.Downgrade()
-	row, err := json.Marshal(etcdDowngrade{Target: d.Target, Enabled: d.Enabled})
-	if err != nil {
+	if rows[clusterDowngrade], err = json.Marshal(etcdDowngrade{Target: d.Target, Enabled: d.Enabled}); err != nil {
 		return err
 	}
-	return e.put([]byte(clusterDowngrade), row)
+	return e.putAll(bucketCluster, rows)
 }
 
-// alarms writes etcd's AlarmMember of each alarm, as a key without a value, in the order of the keys.
+// alarms writes etcd's AlarmMember of each alarm, as a key without a value.
 func (e *exporter) alarms() error {
 	table, err := alarm.Open(e.rows)
 	if err != nil {
 		return err
 	}
-	var keys []string
+	rows := map[string][]byte{}
 	for _, a := range table.All() {
 		key, err := proto.Marshal(&etcdserverpb.AlarmMember{MemberID: a.MemberID, Alarm: etcdserverpb.AlarmType(a.Type)})
 		if err != nil {
 			return err
 		}
-		keys = append(keys, string(key))
+		rows[string(key)] = nil
 	}
-	if err := e.bucket(bucketAlarm); err != nil {
-		return err
-	}
-	slices.Sort(keys)
-	for _, key := range keys {
-		if err := e.put([]byte(key), nil); err != nil {
-			return err
-		}
-	}
-	return nil
+	return e.putAll(bucketAlarm, rows)
 }
 
 // accounts writes users, roles and the settings of authentication. Their rows come roles first.
@@ -246,17 +229,13 @@ func (e *exporter) accounts() error {
 	if err != nil {
 		return err
 	}
-	if err := e.bucket(bucketAuth); err != nil {
-		return err
-	}
 	enabled := []byte{0}
 	if settings.Enabled {
 		enabled[0] = 1
 	}
-	if err := e.put([]byte(authEnabled), enabled); err != nil {
-		return err
-	}
-	return e.put([]byte(authRevision), binary.BigEndian.AppendUint64(nil, settings.Revision))
+	return e.putAll(bucketAuth, map[string][]byte{
+		authEnabled: enabled, authRevision: binary.BigEndian.AppendUint64(nil, settings.Revision),
+	})
 }
 
 func (e *exporter) meta(d mvcc.Dumped, o Options) error {
@@ -280,26 +259,19 @@ func (e *exporter) meta(d mvcc.Dumped, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := e.bucket(bucketMeta); err != nil {
-		return err
+	rows := map[string][]byte{
+		metaConfState: confState,
+		metaIndex:     binary.BigEndian.AppendUint64(nil, index),
+		metaTerm:      binary.BigEndian.AppendUint64(nil, term),
 	}
-	put := func(key string, value []byte) {
-		if err == nil {
-			err = e.put([]byte(key), value)
-		}
-	}
-	put(metaConfState, confState)
-	put(metaIndex, binary.BigEndian.AppendUint64(nil, index))
-	put(metaTerm, binary.BigEndian.AppendUint64(nil, term))
 	if v := o.StorageVersion(e.version); v != "" {
-		put(metaStorageVersion, []byte(v))
+		rows[metaStorageVersion] = []byte(v)
 	}
 	if d.Compact >= 0 {
 		rev := appendRevision(nil, kv.Revision{Main: d.Compact})
-		put(metaFinished, rev)
-		put(metaScheduled, rev)
+		rows[metaFinished], rows[metaScheduled] = rev, rev
 	}
-	return err
+	return e.putAll(bucketMeta, rows)
 }
 
 // verify reads the file and compares its history with what was written.

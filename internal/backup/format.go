@@ -3,7 +3,7 @@
 // a stopped etcd (Migrate).
 //
 // It owns no rows: what they hold it learns from the packages that own them; what etcd's buckets hold is in format.go. Files
-// of etcd are read by packages bolt and wal below it, which trust none of their bytes, and written with bbolt. It never
+// of etcd are read by packages bolt and wal below it, which trust none of their bytes; bolt writes them too. It never
 // changes a file that it reads, and it leaves nothing half made: what could not be finished is removed.
 //
 // Invariants: a snapshot is of one moment, keys, leases, members, users and roles alike (TestExportIsOneMoment); it holds

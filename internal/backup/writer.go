@@ -3,112 +3,89 @@ package backup
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"strconv"
 
-	"go.etcd.io/bbolt"
+	"github.com/trivet-kv/trivet/internal/backup/bolt"
 )
 
-// batchBytes is how much of a file is put into one transaction: what it takes of memory, two or three times over.
-const batchBytes = 4 << 20
-
-// pageBytes is the page size of the files, whatever the machine's.
-const pageBytes = 4096
+// pieceBytes is how much of a file is written between two pauses at most, unless one row is longer.
+const pieceBytes = 64 << 10
 
 // fileWriter writes a bbolt file bucket by bucket, each in the order of its keys. Nothing is synced: a crash leaves a file
 // that is removed at the next start.
 type fileWriter struct {
-	db    *bbolt.DB
-	tx    *bbolt.Tx
-	name  string
-	now   *bbolt.Bucket
-	size  int    // in tx
-	arena []byte // values of tx, which must stay until it is committed
-	// pause is called between transactions.
+	f    *os.File
+	w    *bolt.Writer
+	name string
+	todo []string // buckets that were not written; each file has all
+	size int      // of the piece
+	// pause is called between pieces.
 	pause func() error
 }
 
 func newFileWriter(path string, pause func() error) (*fileWriter, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		NoSync: true, NoGrowSync: true, NoFreelistSync: true, PageSize: pageBytes, NoStatistics: true,
-		FreelistType: bbolt.FreelistMapType,
-	})
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make the snapshot file: %w", err)
 	}
-	w := &fileWriter{db: db, pause: pause}
-	for _, name := range buckets {
-		if err := w.bucket(name); err != nil {
-			return nil, errors.Join(err, w.close())
-		}
-	}
-	return w, nil
+	return &fileWriter{f: f, w: bolt.NewWriter(f), todo: slices.Clone(buckets), pause: pause}, nil
 }
 
-func (w *fileWriter) begin() (err error) {
-	if w.tx == nil {
-		w.tx, err = w.db.Begin(true)
-	}
-	return err
-}
-
-// bucket makes name the bucket that put writes to.
-func (w *fileWriter) bucket(name string) (err error) {
-	if err := w.begin(); err != nil {
-		return err
-	}
-	if w.now, err = w.tx.CreateBucketIfNotExists([]byte(name)); err != nil {
-		return err
+// bucket makes name the bucket that put writes to. A bucket is not gone back to.
+func (w *fileWriter) bucket(name string) error {
+	if w.name == name {
+		return nil
 	}
 	w.name = name
-	w.now.FillPercent = 1 // rows come in order
-	return nil
+	w.todo = slices.DeleteFunc(w.todo, func(n string) bool { return n == name })
+	return w.w.Bucket(name)
 }
 
 func (w *fileWriter) put(key, value []byte) error {
-	if w.tx == nil {
-		if err := w.bucket(w.name); err != nil {
-			return err
-		}
-	}
-	if len(w.arena)+len(value) > cap(w.arena) {
-		w.arena = make([]byte, 0, max(batchBytes/4, len(value))) // the one before is held by the transaction
-	}
-	at := len(w.arena)
-	w.arena = append(w.arena, value...)
-	if err := w.now.Put(key, w.arena[at:len(w.arena):len(w.arena)]); err != nil {
+	if err := w.w.Put(key, value); err != nil {
 		return err
 	}
-	if w.size += len(key) + len(value) + 64; w.size < batchBytes {
+	if w.size += len(key) + len(value); w.size < pieceBytes {
 		return nil
 	}
-	return w.commit()
-}
-
-func (w *fileWriter) commit() error {
-	if w.tx == nil {
-		return nil
-	}
-	err := w.tx.Commit()
-	w.tx, w.now, w.size, w.arena = nil, nil, 0, nil
-	if err != nil {
-		return err
-	}
+	w.size = 0
 	return w.pause()
 }
 
-// finish ends the file.
-func (w *fileWriter) finish() error { return errors.Join(w.commit(), w.close()) }
-
-func (w *fileWriter) close() error {
-	if w.tx != nil {
-		_ = w.tx.Rollback()
-		w.tx = nil
+// putAll writes a whole bucket of few rows.
+func (w *fileWriter) putAll(bucket string, rows map[string][]byte) error {
+	if err := w.bucket(bucket); err != nil {
+		return err
 	}
-	return w.db.Close()
+	for _, key := range slices.Sorted(maps.Keys(rows)) {
+		if err := w.put([]byte(key), rows[key]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
+// finish ends the file.
+func (w *fileWriter) finish() error {
+	for len(w.todo) > 0 {
+		if err := w.bucket(w.todo[0]); err != nil {
+			return errors.Join(err, w.close())
+		}
+	}
+	err := w.pause()
+	if err == nil {
+		_, err = w.w.Finish()
+	}
+	return errors.Join(err, w.close())
+}
+
+func (w *fileWriter) close() error { return w.f.Close() }
+
 // hexID is how etcd writes an id as a key.
-func hexID(id uint64) []byte { return fmt.Appendf(nil, "%x", id) }
+func hexID(id uint64) string { return strconv.FormatUint(id, 16) }
 
 func remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -90,7 +89,7 @@ func byAddress(urls []url.URL) [][]url.URL {
 func (d *doors) secure(c *config.Config, log *slog.Logger, peers []gateway.Door) error {
 	var err error
 	if d.peerTLS, err = newSet(c, log, "peer", &c.PeerTLS, c.ListenPeerURLs, c.AdvertisePeerURLs, !c.PeerTLS.SkipClientSANVerification); err != nil {
-		return fmt.Errorf("peer certificates: %w", err)
+		return fmt.Errorf("peer certificates (%s): %w", flagsOfFiles("peer-", &c.PeerTLS), err)
 	}
 	for i, p := range peers {
 		if !p.Plain {
@@ -101,7 +100,7 @@ func (d *doors) secure(c *config.Config, log *slog.Logger, peers []gateway.Door)
 	if slices.ContainsFunc(urls, config.Secure) {
 		set, err := newSet(c, log, "client", &c.ClientTLS, urls, c.AdvertiseClientURLs, false)
 		if err != nil {
-			return fmt.Errorf("client certificates: %w", err)
+			return fmt.Errorf("client certificates (%s): %w", flagsOfFiles("", &c.ClientTLS), err)
 		}
 		d.clientTLS = set
 		give(d.clients, c.ListenClientURLs, set)
@@ -111,11 +110,34 @@ func (d *doors) secure(c *config.Config, log *slog.Logger, peers []gateway.Door)
 		// As in etcd these check where a certificate is used from, and the others do not.
 		set, err := newSet(c, log, "metrics", &c.ClientTLS, urls, c.AdvertiseClientURLs, !c.ClientTLS.SkipClientSANVerification)
 		if err != nil {
-			return fmt.Errorf("client certificates: %w", err)
+			return fmt.Errorf("client certificates (%s): %w", flagsOfFiles("", &c.ClientTLS), err)
 		}
 		give(d.monitor, c.ListenMetricsURLs, set)
 	}
 	return nil
+}
+
+// flagsOfFiles tells the flags that were given for a set's files, so that an error about one of them shows where it came
+// from.
+func flagsOfFiles(prefix string, t *config.TLS) string {
+	crl := "client-crl-file"
+	if prefix != "" {
+		crl = prefix + "crl-file"
+	}
+	var given []string
+	for _, f := range [][2]string{
+		{prefix + "cert-file", t.CertFile}, {prefix + "key-file", t.KeyFile},
+		{prefix + "client-cert-file", t.ClientCertFile}, {prefix + "client-key-file", t.ClientKeyFile},
+		{prefix + "trusted-ca-file", t.TrustedCAFile}, {crl, t.CRLFile},
+	} {
+		if f[1] != "" {
+			given = append(given, "--"+f[0]+"="+f[1])
+		}
+	}
+	if len(given) == 0 {
+		return "made by this member"
+	}
+	return strings.Join(given, ", ")
 }
 
 // give hands a set to the doors that have a URL with TLS.
@@ -160,14 +182,6 @@ func newSet(c *config.Config, log *slog.Logger, kind string, t *config.TLS, list
 		o.ClientCertFile, o.ClientKeyFile = "", ""
 	}
 	return certs.New(o)
-}
-
-// clientConfig is for talking to members as one of their clients: with what this member shows and trusts itself.
-func (d *doors) clientConfig() *tls.Config {
-	if d.clientTLS == nil {
-		return nil
-	}
-	return d.clientTLS.ClientConfig()
 }
 
 // dialPeer connects to a member at one of its peer URLs, or at a host and port.

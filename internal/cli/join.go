@@ -7,15 +7,21 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/version"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
+	"github.com/trivet-kv/trivet/internal/certs"
 	"github.com/trivet-kv/trivet/internal/config"
 	"github.com/trivet-kv/trivet/internal/server"
 	"github.com/trivet-kv/trivet/internal/transport"
@@ -51,8 +57,8 @@ func joinExisting(c *config.Config, log *slog.Logger, d *doors) func(context.Con
 		joined.MemberID = 0
 		for _, known := range joined.Members {
 			if !slices.ContainsFunc(c.InitialCluster, func(m config.InitialMember) bool { return sameURLs(ctx, m.PeerURLs, known.PeerURLs) }) {
-				return server.Joined{}, fmt.Errorf("--initial-cluster-state=existing: the running cluster %x has a member %q with the peer URLs %s, which --initial-cluster does not have; list the members as member add printed them",
-					joined.ClusterID, known.Name, strings.Join(known.PeerURLs, ","))
+				return server.Joined{}, fmt.Errorf("--initial-cluster-state=existing: PeerURLs: no match found for existing member (%x, %s) of the running cluster %x, which --initial-cluster does not have; list the members as member add printed them",
+					known.ID, known.PeerURLs, joined.ClusterID)
 			}
 			if sameURLs(ctx, own, known.PeerURLs) {
 				joined.MemberID = known.ID
@@ -85,7 +91,7 @@ func joinEndpoints(c *config.Config, log *slog.Logger, d *doors) func(context.Co
 			return server.Joined{}, err
 		}
 		for began := time.Now(); ; {
-			joined, err := joinOnce(ctx, log, d, c.Join, request)
+			joined, err := joinOnce(ctx, c, log, d, request)
 			switch {
 			case err == nil:
 				log.Info("the cluster has taken this member as a learner", "cluster", fmt.Sprintf("%x", joined.ClusterID), "member", fmt.Sprintf("%x", joined.MemberID))
@@ -118,7 +124,8 @@ func answers(c *config.Config, d *doors) func(context.Context) <-chan server.Joi
 				quiet := slog.New(slog.DiscardHandler) // who does not answer is no news
 				joined, _, err := askAny(ctx, quiet, d, []string{endpoint})
 				if err != nil {
-					peers := slices.DeleteFunc(peersOf(ctx, d, []string{endpoint}), func(u string) bool { return slices.Contains(self, u) })
+					peers, _ := peersOf(ctx, c, d, []string{endpoint}) // nor is why
+					peers = slices.DeleteFunc(peers, func(u string) bool { return slices.Contains(self, u) })
 					joined, _, err = askAny(ctx, quiet, d, peers)
 				}
 				if err == nil {
@@ -135,13 +142,13 @@ func answers(c *config.Config, d *doors) func(context.Context) <-chan server.Joi
 }
 
 // joinOnce finds a member of the cluster and asks it.
-func joinOnce(ctx context.Context, log *slog.Logger, d *doors, endpoints []string, request []byte) (server.Joined, error) {
-	known, at, err := askAny(ctx, log, d, endpoints)
+func joinOnce(ctx context.Context, c *config.Config, log *slog.Logger, d *doors, request []byte) (server.Joined, error) {
+	known, at, err := askAny(ctx, log, d, c.Join)
 	if err != nil {
 		// They may be client URLs; whoever answers there knows the peer URLs.
-		peers := peersOf(ctx, d, endpoints)
+		peers, asked := peersOf(ctx, c, d, c.Join)
 		if len(peers) == 0 {
-			return server.Joined{}, fmt.Errorf("no cluster answers there (%w); give peer or client URLs of members that run", err)
+			return server.Joined{}, noCluster(err, asked)
 		}
 		if known, at, err = askAny(ctx, log, d, peers); err != nil {
 			return server.Joined{}, fmt.Errorf("its members cannot be reached at their peer URLs %s, or are not Trivet's: %w", strings.Join(peers, ","), err)
@@ -152,6 +159,18 @@ func joinOnce(ctx context.Context, log *slog.Logger, d *doors, endpoints []strin
 		return server.Joined{}, fmt.Errorf("%w: member %x: %w", server.ErrTryLater, known.MemberID, err)
 	}
 	return server.DecodeJoined(answer)
+}
+
+// noCluster says why nobody took this member, from what came of the endpoints as peer URLs and as client URLs.
+func noCluster(asPeers, asClients error) error {
+	if errors.Is(asClients, errAskUser) {
+		return asClients
+	}
+	advice := ""
+	if strings.Contains(asClients.Error(), "x509: ") {
+		advice = "; a certificate is held against --trusted-ca-file and --peer-trusted-ca-file, without these against the system's"
+	}
+	return fmt.Errorf("no cluster answers there (asked as a member: %w; as a client: %w); give peer or client URLs of members that run%s", asPeers, asClients, advice)
 }
 
 // askAny asks one URL after the other who is in the cluster, and tells who answered first.
@@ -177,22 +196,109 @@ func ask(ctx context.Context, d *doors, text string, kind byte, body []byte) ([]
 	return transport.Ask(ctx, d.dialPeer, text, kind, body)
 }
 
-// peersOf asks the cluster as a client for the peer URLs of its members; none if nobody answers.
-func peersOf(ctx context.Context, d *doors, endpoints []string) []string {
-	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 3 * time.Second, Logger: zap.NewNop(), TLS: d.clientConfig()})
+// peersOf asks the members at the endpoints, one after the other, as a client for the peer URLs of all. Its error tells of each
+// that does not say.
+func peersOf(ctx context.Context, c *config.Config, d *doors, endpoints []string) (urls []string, err error) {
+	ways, err := d.clientWays(c)
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	defer client.Close()
+	var failed []error
+	for _, endpoint := range endpoints {
+		members, err := membersAt(ctx, endpoint, ways)
+		if err == nil {
+			for _, m := range members {
+				urls = append(urls, m.PeerURLs...)
+			}
+			return urls, nil
+		}
+		failed = append(failed, fmt.Errorf("%s: %w", endpoint, err))
+	}
+	return nil, inOneLine(failed)
+}
+
+// clientWays are the ways to meet a member's client port over TLS: as this member meets its own clients, and as it meets other
+// members. The last of them trusts what the system trusts, if nothing else was given.
+func (d *doors) clientWays(c *config.Config) ([]*certs.Set, error) {
+	clients := d.clientTLS
+	if t := &c.ClientTLS; clients == nil && !t.Auto && (t.TrustedCAFile != "" || t.CertFile != "") { // it has no https URL itself
+		var err error
+		if clients, err = newSet(c, slog.New(slog.DiscardHandler), "client", t, nil, nil, false); err != nil {
+			return nil, fmt.Errorf("client certificates: %w", err)
+		}
+	}
+	if clients == nil {
+		return []*certs.Set{d.peerTLS}, nil
+	}
+	return []*certs.Set{clients, d.peerTLS}, nil
+}
+
+// membersAt asks for the list of members at a client URL, or at a host and port with TLS and without.
+func membersAt(ctx context.Context, endpoint string, ways []*certs.Set) ([]*pb.Member, error) {
+	plain, secure := true, true
+	if strings.Contains(endpoint, ":/") {
+		u, err := url.Parse(endpoint)
+		if err != nil {
+			return nil, err
+		}
+		secure = config.Secure(*u)
+		plain, endpoint = !secure, config.Address(*u)
+		if config.Unix(*u) {
+			endpoint = "unix:" + endpoint
+		}
+	}
+	var tries []credentials.TransportCredentials
+	if secure {
+		for _, set := range ways {
+			tries = append(tries, credentials.NewTLS(set.ClientConfig()))
+		}
+	}
+	if plain {
+		tries = append(tries, insecure.NewCredentials())
+	}
+	var failed []error // one for each way
+	for _, creds := range tries {
+		members, err := listMembers(ctx, endpoint, creds)
+		if err == nil {
+			return members, nil
+		}
+		failed = append(failed, err)
+		if errors.Is(err, errAskUser) {
+			break // a member has answered; it would say the same otherwise
+		}
+	}
+	return nil, inOneLine(failed)
+}
+
+// inOneLine is what was said of several ways, or that a cluster wants a user, if one does.
+func inOneLine(failed []error) error {
+	var texts []string
+	for _, err := range failed {
+		if errors.Is(err, errAskUser) {
+			return err
+		}
+		texts = append(texts, err.Error())
+	}
+	return errors.New(strings.Join(texts, "; "))
+}
+
+// errAskUser is of a cluster that tells only its users who is in it.
+var errAskUser = errors.New("authentication is on, and this member asks at a client URL without a user; give peer URLs of members, or where they run with --client-cert-auth a certificate (--cert-file, --key-file) that names a user")
+
+func listMembers(ctx context.Context, target string, creds credentials.TransportCredentials) ([]*pb.Member, error) {
+	conn, err := grpc.NewClient("passthrough:///"+target, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout/2)
 	defer cancel()
-	list, err := client.MemberList(ctx, clientv3.WithSerializable()) // which needs no majority
-	if err != nil {
-		return nil
+	list, err := pb.NewClusterClient(conn).MemberList(ctx, &pb.MemberListRequest{}) // not linearizable: it needs no majority
+	switch status.Code(err) {
+	case codes.OK:
+		return list.Members, nil
+	case codes.InvalidArgument, codes.PermissionDenied, codes.Unauthenticated:
+		return nil, fmt.Errorf("%w (%s)", errAskUser, status.Convert(err).Message())
 	}
-	var urls []string
-	for _, m := range list.Members {
-		urls = append(urls, m.PeerURLs...)
-	}
-	return urls
+	return nil, errors.New(status.Convert(err).Message())
 }

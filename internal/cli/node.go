@@ -16,6 +16,7 @@ import (
 	"github.com/trivet-kv/trivet/internal/gateway"
 	"github.com/trivet-kv/trivet/internal/leader"
 	"github.com/trivet-kv/trivet/internal/metrics"
+	"github.com/trivet-kv/trivet/internal/raftlog"
 	"github.com/trivet-kv/trivet/internal/rpc"
 	"github.com/trivet-kv/trivet/internal/server"
 	"github.com/trivet-kv/trivet/internal/token"
@@ -197,16 +198,31 @@ func (n *node) stopInOrder() error {
 	return err
 }
 
-// abort takes everything down like stop, but makes nothing durable: the member's data is not to be trusted.
-func (n *node) abort() {
-	ctx, cancel := context.WithTimeout(context.Background(), n.drain)
-	defer cancel()
-	n.services.Stop()
-	n.front.Stop(ctx)
-	if err := n.member.Abort(ctx); err != nil {
-		n.log.Warn("stopping the member before it is rebuilt", "error", err)
+// abort takes everything down like stop, but makes nothing durable: the member's data is not to be trusted. After an error parts
+// of it still run, and nobody else may open the data: the process must end.
+func (n *node) abort() error {
+	done := make(chan error, 1)
+	go func() { // ends with the process at the latest
+		ctx, cancel := context.WithTimeout(context.Background(), n.drain)
+		defer cancel()
+		n.services.Stop()
+		n.front.Stop(ctx)
+		err := n.member.Abort(ctx)
+		n.stopTracing()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if errors.Is(err, raftlog.ErrHung) {
+			return err
+		}
+		if err != nil {
+			n.log.Warn("stopping the member before it is rebuilt", "error", err)
+		}
+		return nil
+	case <-time.After(n.drain + n.handOver + closeTimeout):
+		return errNotClosed
 	}
-	n.stopTracing()
 }
 
 func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors *doors) (server.Options, error) {

@@ -120,7 +120,10 @@ func serve(c *config.Config, log *slog.Logger, fatal func(error)) error {
 		case err := <-n.failed:
 			if errors.Is(err, server.ErrRebuild) && time.Since(rebuilt) > steady {
 				log.Error("the member is started again, to rebuild itself", "error", err)
-				n.abort()
+				if err := n.abort(); err != nil {
+					cancel()
+					return fmt.Errorf("stop the member before it is rebuilt: %w", err)
+				}
 				if n, err = startUntilSignal(signals, c, log, fatal); n == nil {
 					cancel()
 					return err

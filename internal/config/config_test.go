@@ -433,6 +433,8 @@ func TestBadInput(t *testing.T) {
 		{"--discovery-token=x --discovery-endpoints=127.0.0.1:1 --discovery-srv=a.example", "exclude one another; give one of them"},
 		{"--discovery-srv=a.example --initial-cluster=default=http://127.0.0.1:1", "exclude one another; give one of them"},
 		{"--data-dr=x", "--data-dr is not a flag; did you mean --data-dir?"},
+		{"--discovery=http://discovery.example/x", "--discovery is not a flag any more, as in etcd 3.7; discovery by a URL is gone; use --discovery-token"},
+		{"--experimental-warning-apply-duration=1s", "--experimental-warning-apply-duration is not a flag any more, as in etcd 3.7; its name is --warning-apply-duration now"},
 		{"--zzzzzzzz", "--zzzzzzzz is not a flag; trivet help server lists them"},
 		{"start", `"start" is not a flag; flags begin with --, and trivet help server lists them`},
 		{"--", `"--" is not a flag; flags begin with --, and trivet help server lists them`},

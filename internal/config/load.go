@@ -115,8 +115,16 @@ func (f Flag) setting(where, sep, value string) (setting, error) {
 	return s, nil
 }
 
-// unknownFlag names the flag that is spelled most alike, if one is.
+// unknownFlag says what became of a flag that older versions of etcd had, or names the one that is spelled most alike.
 func unknownFlag(name string) error {
+	if advice := goneFlags[name]; advice != "" {
+		return fmt.Errorf("--%s is not a flag any more, as in etcd 3.7; %s", name, advice)
+	}
+	if now, old := strings.CutPrefix(name, "experimental-"); old {
+		if _, ok := find(now); ok {
+			return fmt.Errorf("--%s is not a flag any more, as in etcd 3.7; its name is --%s now", name, now)
+		}
+	}
 	best, distance := "", len(name)/2
 	for _, f := range table {
 		if d := editDistance(name, f.Name); f.Section != "" && d < distance {

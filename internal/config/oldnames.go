@@ -56,3 +56,11 @@ func named(gates setting, gate string) bool {
 	}
 	return false
 }
+
+// goneFlags are those of older versions of etcd that 3.7 has not, with what to do about them.
+var goneFlags = map[string]string{
+	"discovery":       "discovery by a URL is gone; use --discovery-token and --discovery-endpoints, or --discovery-srv",
+	"discovery-proxy": "discovery by a URL is gone; use --discovery-token and --discovery-endpoints, or --discovery-srv",
+	"enable-v2":       "the v2 API is gone; leave the flag out",
+	"proxy":           "the v2 proxy is gone; grpc-proxy start is the one of v3",
+}

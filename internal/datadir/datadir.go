@@ -100,18 +100,18 @@ func Open(fsys vfs.FS, path string) (*Dir, error) {
 	d := &Dir{fs: fsys, path: path}
 	d.noteMissing(path)
 	if err := fsys.MkdirAll(path, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data directory: %w", err)
+		return nil, fmt.Errorf("make the data directory: %w; give a --data-dir that can be made and written", err)
 	}
 	if err := syncDir(fsys, fsys.PathDir(path)); err != nil {
-		return nil, fmt.Errorf("make the data directory: %w", err)
+		return nil, fmt.Errorf("make the data directory: %w; give a --data-dir that can be made and written", err)
 	}
 	d.noteMissing(d.join(lockName))
 	lock, err := fsys.Lock(d.join(lockName))
 	if pathErr := (*fs.PathError)(nil); errors.As(err, &pathErr) {
-		return nil, fmt.Errorf("take the data directory %s: %w; give a directory that can be written", path, err)
+		return nil, fmt.Errorf("take the data directory %s: %w; give a --data-dir that can be written", path, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w (%w)", path, ErrLocked, err)
+		return nil, fmt.Errorf("%s: %w (%w); stop that one, or give another --data-dir", path, ErrLocked, err)
 	}
 	d.lock = lock
 	if err := d.recover(); err != nil {

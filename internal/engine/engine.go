@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +101,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		o.CacheBytes = DefaultCacheBytes
 	}
 	p := &pebble.Options{
-		FS:               o.FS,
+		FS:               gatherFS{o.FS},
 		ReadOnly:         o.ReadOnly,
 		ErrorIfNotExists: o.MustExist || o.ReadOnly,
 		Comparer:         newComparer(),
@@ -110,14 +111,17 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		MemTableSize:                uint64(o.MemTableBytes),
 		MemTableStopWritesThreshold: maxMemTables,
 		// Fixed, so that a newer Pebble does not silently write what an older binary cannot read.
-		FormatMajorVersion:         pebble.FormatValueSeparation,
-		L0CompactionThreshold:      2,
+		FormatMajorVersion: pebble.FormatValueSeparation,
+		// Two tables over the same keys in level 0 are merged into the level below together. With 2 each would be by itself,
+		// which rewrites that level twice as often (docs/decisions/0016).
+		L0CompactionThreshold:      3,
 		L0StopWritesThreshold:      1000, // writers are never stopped for compactions; read cost is what they pay
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
 		MaxOpenFiles:               512,
 		Logger:                     pebbleLogger{o.Logger, o.Fatal},
 	}
 	p.Experimental.FileCacheShards = 2
+	p.Experimental.SpanPolicyFunc = tablesFor
 	for i := range p.Levels {
 		p.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 		p.Levels[i].BlockSize = 8 << 10
@@ -162,6 +166,21 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		},
 	}
 	return p
+}
+
+// tablesFor ends a table where revision rows begin and where they end. They are written in order and deleted from the oldest
+// on, so that a table of them alone overlaps with no other and need not be rewritten: it stays, or is moved down as it
+// is. Beside rows of other keys it would be part of each compaction of these.
+func tablesFor(start []byte) (pebble.SpanPolicy, []byte, error) {
+	revisions := []byte{PrefixRevision}
+	behind := []byte{PrefixRevision + 1}
+	switch {
+	case bytes.Compare(start, revisions) < 0:
+		return pebble.SpanPolicy{}, revisions, nil
+	case bytes.Compare(start, behind) < 0:
+		return pebble.SpanPolicy{}, behind, nil
+	}
+	return pebble.SpanPolicy{}, nil, nil
 }
 
 // tellFlushes runs until Close.

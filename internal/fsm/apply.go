@@ -101,6 +101,7 @@ func (a *applier) prepare(entries []command.Entry) error {
 	var keys [][]byte
 	for i := range entries {
 		_ = command.Batch(entries[i].Data, func(_ uint64, encoded []byte) error {
+			a.commands++
 			if key, ok := command.PutKey(encoded); ok {
 				keys = append(keys, key)
 			}
@@ -116,13 +117,14 @@ func (a *applier) prepare(entries []command.Entry) error {
 // applier is the work on one batch.
 type applier struct {
 	*State
-	batch   *engine.Batch
-	writer  *mvcc.Writer
-	waiters Waiters
-	entry   *command.Entry
-	command command.Command // decoded in place, one after the other
-	outcome Outcome
-	conf    bool // raft counts with the members after the entry
+	batch    *engine.Batch
+	writer   *mvcc.Writer
+	waiters  Waiters
+	entry    *command.Entry
+	command  command.Command // decoded in place, one after the other
+	commands int             // in all entries, as far as they can be read
+	outcome  Outcome
+	conf     bool // raft counts with the members after the entry
 
 	sum   sum // as it will be
 	mixer mixer
@@ -180,6 +182,9 @@ func (a *applier) apply(origin uint64, encoded []byte) error {
 		return fmt.Errorf("%s: %w", c.Name(), err)
 	}
 	a.mix(c.Kind(), &r)
+	if a.outcome.Ran == nil {
+		a.outcome.Ran = make([]Ran, 0, a.commands)
+	}
 	a.outcome.Ran = append(a.outcome.Ran, Ran{Name: c.Name(), Refused: r.Err})
 	if wanted {
 		a.outcome.Results = append(a.outcome.Results, Answer{ID: c.ID, Result: r})

@@ -71,8 +71,12 @@ type Server struct {
 	life    context.Context // ends when websockets must
 	end     context.CancelFunc
 	sockets atomic.Int64 // websockets
-	done    sync.WaitGroup
-	failed  chan error
+
+	leaving   atomic.Bool  // Stop has begun
+	keptAlive atomic.Int64 // connections of HTTP/1
+
+	done   sync.WaitGroup
+	failed chan error
 }
 
 // memoryBuffer is how many bytes may be under way in each direction between the JSON gateway and the services.
@@ -105,7 +109,8 @@ func Start(o Options) (*Server, error) {
 		}
 		mux.Handle("/v3/", s.websockets(h))
 	}
-	s.http = s.httpServer(s.byContent(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux, refuseNames: s.refuseNames}))
+	s.http = s.httpServer(s.sendAway(s.byContent(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux, refuseNames: s.refuseNames})))
+	s.http.ConnState = s.countKept
 	monitor := http.NewServeMux()
 	s.pages(monitor)
 	s.monitor = s.httpServer(monitor)

@@ -51,15 +51,17 @@ type splitter struct {
 	grpc, http *handoff // nil: not served on this door
 
 	mu         sync.Mutex
-	closed     bool
+	leaving    bool // no more connections are accepted
+	closed     bool // nor handed on
 	complained time.Time
 	pending    map[net.Conn]struct{}
 	done       sync.WaitGroup
+	accepted   chan struct{} // closed when the accepting goroutine has ended
 }
 
 // newSplitter serves gRPC, HTTP or both on a door.
 func newSplitter(l Door, grpc, http bool, silent time.Duration, log *slog.Logger) *splitter {
-	s := &splitter{l: l, log: log, silent: silent, slots: make(chan struct{}, maxSilent), pending: make(map[net.Conn]struct{})}
+	s := &splitter{l: l, log: log, silent: silent, slots: make(chan struct{}, maxSilent), pending: make(map[net.Conn]struct{}), accepted: make(chan struct{})}
 	if grpc {
 		s.grpc = newHandoff(l.Addr())
 	}
@@ -81,10 +83,11 @@ func Split(d Door, log *slog.Logger) (grpc, http net.Listener, end func()) {
 
 func (s *splitter) accept() {
 	defer s.done.Done()
+	defer close(s.accepted)
 	for wait := time.Duration(0); ; {
 		c, err := s.l.Accept()
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) || s.isClosed() {
+			if errors.Is(err, net.ErrClosed) || s.isLeaving() {
 				return
 			}
 			// Out of descriptors, most often: wait a little and go on, as net/http does.
@@ -104,10 +107,10 @@ func (s *splitter) accept() {
 	}
 }
 
-func (s *splitter) isClosed() bool {
+func (s *splitter) isLeaving() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.closed
+	return s.leaving
 }
 
 func (s *splitter) admit(c net.Conn) bool {
@@ -208,10 +211,28 @@ func (s *splitter) complain(c net.Conn) {
 	}
 }
 
+// lastAccept is how long connections are still accepted when a splitter leaves: what the kernel has accepted already would be
+// reset when the listener is closed, with the request that may be in it.
+const lastAccept = 2 * time.Millisecond
+
+// leave accepts no more connections. Those that have not spoken are handed on when they do, until close.
+func (s *splitter) leave() {
+	s.mu.Lock()
+	s.leaving = true
+	s.mu.Unlock()
+	if l, ok := s.l.Listener.(interface{ SetDeadline(time.Time) error }); ok && l.SetDeadline(time.Now().Add(lastAccept)) == nil {
+		select {
+		case <-s.accepted:
+		case <-time.After(10 * lastAccept): // it may wait for room among those that have not spoken
+		}
+	}
+	_ = s.l.Close()
+}
+
 // close stops accepting and closes the connections that have not spoken. Those handed on belong to others.
 func (s *splitter) close() {
 	s.mu.Lock()
-	s.closed = true
+	s.leaving, s.closed = true, true
 	for c := range s.pending {
 		_ = c.Close()
 	}

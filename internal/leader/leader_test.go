@@ -287,6 +287,7 @@ func TestCheckpointAfterRenewal(t *testing.T) {
 
 // TestRemainingTime: the time left goes on at the next leader, to within the interval of checkpoints, and a lease that
 // was renewed does not end early there.
+// With etcd it starts over (E#9888).
 func TestRemainingTime(t *testing.T) {
 	o := Options{Checkpoint: time.Minute, Extend: time.Second}
 	inWorld(t, 2, o, func(t *testing.T, w *world) {
@@ -426,6 +427,7 @@ func TestSharedConfirm(t *testing.T) {
 }
 
 // TestMassExpiry: thirty thousand leases that run out together go in batches, none is left.
+// With etcd they wait for a fixed rate (E#12105).
 func TestMassExpiry(t *testing.T) {
 	n := 30_000
 	if testing.Short() {

@@ -46,12 +46,13 @@ lint:                                   # reads source only
 
 // Who may import what from outside: a path (and everything below it), the packages that may, and why.
 const outside = `
-github.com/cockroachdb/pebble/v2/vfs: internal/engine internal/raftlog internal/datadir internal/transport internal/server internal/sim internal/cli internal/backup internal/rpc/rpctest test/e2e # the file system that tests can crash
+github.com/cockroachdb/pebble/v2/vfs: internal/engine internal/raftlog internal/datadir internal/transport internal/server internal/sim internal/cli internal/backup internal/rpc/rpctest test/e2e test/spoil # the file system that tests can crash
 github.com/cockroachdb/pebble/v2: internal/engine # so that the engine can be replaced
 go.etcd.io/raft/v3: internal/replica internal/raftlog internal/transport internal/server internal/backup/wal # server passes messages from one to the other; the rest of the house knows indexes, not raft
 go.etcd.io/bbolt: internal/backup # etcd's snapshot file
 go.etcd.io/etcd/api/v3/version: internal/rpc internal/gateway internal/cli # the version that clients are told
 go.etcd.io/etcd/api/v3/v3rpc/rpctypes: internal/rpc internal/gateway internal/proxy internal/backup internal/sim internal/cli examples bench # the errors that clients are told; dev tells them apart
+go.etcd.io/etcd/api/v3/etcdserverpb: internal/backup internal/rpc internal/gateway internal/proxy internal/sim internal/cli examples bench # the same messages; --join asks at client URLs for the list of members
 go.etcd.io/etcd/api/v3: internal/backup internal/rpc internal/gateway internal/proxy internal/sim examples bench # wire messages stay at the edge, and etcd's files are made of them
 go.etcd.io/etcd/client/v3: internal/cli internal/proxy examples # etcd's own client, for dev, for the gRPC proxy and for people to read
 go.etcd.io/etcd/etcdctl/v3: internal/cli # trivet ctl
@@ -143,16 +144,24 @@ func TestHouseImports(t *testing.T) {
 	}
 }
 
-// The packages under test and cmd see the program from outside. The binary of test/e2e is also a member on a bad disk: it calls
-// the program as cmd/trivet does.
+// The packages under test and cmd see the program from outside, but for these: a folder or a file, what of the house it may
+// import, and why.
+const doorways = `
+cmd/trivet: cli                         # main calls it
+test/e2e/faultydisk_test.go: cli        # the binary of test/e2e is also a member on a bad disk: it calls the program as main does
+test/spoil: datadir engine kv           # makes the state of a stopped member another one, for test/e2e: no hook in a member does
+`
+
 func TestOutsideTheHouse(t *testing.T) {
+	_, allowed := rules(t, doorways)
 	for _, s := range sources(t) {
 		if strings.HasPrefix(s.dir, "internal/") {
 			continue
 		}
 		for _, i := range s.imports() {
-			if of, ok := strings.CutPrefix(i, modulePath+"/internal/"); ok && (s.dir != "cmd/trivet" && s.path != "test/e2e/faultydisk_test.go" || of != "cli") {
-				t.Errorf("%s: may not import internal/%s: outside of internal only cmd/trivet and test/e2e/faultydisk_test.go do, and only cli", s.path, of)
+			of, ok := strings.CutPrefix(i, modulePath+"/internal/")
+			if ok && !slices.Contains(allowed[s.dir], of) && !slices.Contains(allowed[s.path], of) {
+				t.Errorf("%s: may not import internal/%s: outside of internal only what has a rule may", s.path, of)
 			}
 		}
 	}

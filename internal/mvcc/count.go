@@ -49,6 +49,39 @@ func (v *view) totalNow(ctx context.Context) (int64, error) {
 	return n, nil
 }
 
+// startWalk is a walk up from the start of a range that learns on its way how many keys the edge there holds, so that a page
+// does not walk twice over what it shows.
+type startWalk struct {
+	view *view
+	edge *edge // the one that the walk began in and has not left; nil: none
+}
+
+// startEdge returns the walk of o, if that begins with an edge at the view's current revision.
+func (v *view) startEdge(o *kv.RangeOptions, down bool) startWalk {
+	w := startWalk{view: v}
+	if e := v.count.edges; !down && v.revision == v.current && len(e) > 0 && bytes.Equal(e[0].inside.Key, o.Key) {
+		w.edge = &e[0]
+	}
+	return w
+}
+
+// meet is told of each key, and how many came before it. The first behind the edge makes the count of it known.
+func (w *startWalk) meet(key []byte, before int64) {
+	if w.edge == nil || w.edge.inside.Contains(key) {
+		return
+	}
+	w.view.count.whole += before
+	w.view.count.edges = w.view.count.edges[1:]
+	w.edge = nil
+}
+
+// walked ends the walk at key: the keys before it need not be counted any more.
+func (w *startWalk) walked(key []byte, before int64) {
+	if w.edge != nil {
+		w.edge.before, w.edge.inside.Key = before, bytes.Clone(key)
+	}
+}
+
 // countEdge counts the keys inside e. How many the whole fence has is known, so counting those outside does as well: both
 // are walked by turns, in strides that grow, until one has come to its end. The bounds of a prefix mostly have nothing
 // outside, and are counted by one look at it.
@@ -59,12 +92,12 @@ func (v *view) countEdge(ctx context.Context, e *edge) (int64, error) {
 			outside.left = append(outside.left, r)
 		}
 	}
-	inside := walk{view: v, revision: v.current, left: []kv.Range{e.inside}}
+	inside := walk{view: v, revision: v.current, left: []kv.Range{e.inside}, n: e.before}
 	defer inside.close()
 	for stride := int64(8); ; stride *= 2 {
 		if done, err := outside.step(ctx, stride); done || err != nil {
-			if outside.n > e.keys {
-				panic(fmt.Sprintf("mvcc: fence %d has %d keys, walking found %d in a part of it", e.fence, e.keys, outside.n))
+			if err == nil && outside.n > e.keys {
+				err = fmt.Errorf("%w: fence %d has %d keys, walking found %d in a part of it", engine.ErrMalformed, e.fence, e.keys, outside.n)
 			}
 			return e.keys - outside.n, err
 		}

@@ -99,7 +99,8 @@ type fenceCount struct {
 type edge struct {
 	fence   int
 	keys    int64       // of the whole fence
-	inside  kv.Range    // the part that lies in the range
+	inside  kv.Range    // the part that lies in the range; of a page, what it has not walked over yet
+	before  int64       // keys that a page has walked over, before inside
 	outside [2]kv.Range // the parts that do not; those with an empty End are none
 }
 
@@ -173,7 +174,8 @@ func (f *fences) apply(edits []fenceEdit) {
 }
 
 // plan works out how the fences change when the keys in them change by delta (index to difference). cut walks the n
-// live keys from..to (to is empty for the last) and makes fences of about fenceKeys of them.
+// live keys from..to (to is empty for the last) and makes fences of about fenceKeys of them. Counts and rows that contradict
+// each other are those of a state that is not what the log made of it: engine.ErrMalformed, after which a member rebuilds itself.
 func (f *fences) plan(delta map[int]int64, cut func(from, to string, n int64) ([]fence, error)) ([]fenceEdit, error) {
 	touched := make([]int, 0, len(delta))
 	for i, d := range delta {
@@ -190,7 +192,7 @@ func (f *fences) plan(delta map[int]int64, cut func(from, to string, n int64) ([
 		}
 		n := f.counts[i] + delta[i]
 		if n < 0 {
-			panic(fmt.Sprintf("mvcc: fence %d at %q had %d keys and lost %d", i, f.keys[i], f.counts[i], -delta[i]))
+			return nil, fmt.Errorf("%w: fence %d at %q had %d keys and lost %d", engine.ErrMalformed, i, f.keys[i], f.counts[i], -delta[i])
 		}
 		done = i
 		e := fenceEdit{at: i, remove: 1, insert: []fence{{f.keys[i], n}}}
@@ -205,7 +207,7 @@ func (f *fences) plan(delta map[int]int64, cut func(from, to string, n int64) ([
 				got += p.count
 			}
 			if got != n {
-				panic(fmt.Sprintf("mvcc: fence %d at %q counts %d keys, walking found %d", i, f.keys[i], n, got))
+				return nil, fmt.Errorf("%w: fence %d at %q counts %d keys, walking found %d", engine.ErrMalformed, i, f.keys[i], n, got)
 			}
 			e.insert = pieces
 		case n < fenceMin:

@@ -3,6 +3,7 @@ package mvcc
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -176,7 +177,7 @@ func TestFenceCountEdges(t *testing.T) {
 }
 
 // Whichever side of an edge is walked to its end first, the count is the same; and where nothing lies on the other side,
-// the keys of the range are not walked.
+// the keys of the range are not walked (E#16510).
 func TestCountEdgeFromEitherSide(t *testing.T) {
 	e, s := openMem(t)
 	fill(t, e, s, 900, 1)
@@ -207,6 +208,112 @@ func TestCountEdgeFromEitherSide(t *testing.T) {
 			t.Fatalf("edge %d counts %d, %v", i, got, err)
 		}
 	}
+}
+
+// A page counts its range right wherever it begins and ends and however far it goes, also by revision, and what it has
+// walked over is not walked again for the count.
+func TestPageCounts(t *testing.T) {
+	e, s := openMem(t)
+	fill(t, e, s, 3000, 1)
+	var live []string
+	b := e.NewBatch()
+	w := s.NewWriter(b)
+	txn := w.Begin()
+	for i := range 3000 {
+		key := fmt.Sprintf("key/%08d", i)
+		if i%7 != 3 {
+			live = append(live, key)
+		} else if _, err := txn.Delete(kv.Range{Key: []byte(key)}, false, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	txn.End()
+	if _, err := w.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	bounds := []string{"\x00", "key/", "key/00000001", "key/00000500", string(s.fences.keys[1]), string(s.fences.keys[2]) + "\x00", "key/00002999", "key0"}
+	for _, from := range bounds {
+		for _, to := range bounds {
+			for _, limit := range []int64{1, 10, 255, 600, 3000} {
+				o := kv.RangeOptions{Range: kv.Range{Key: []byte(from), End: []byte(to)}, Limit: limit}
+				want := countIn(live, o.Range)
+				got, _, err := s.Range(o)
+				if err != nil || got.Count != want || int64(len(got.KVs)) != min(want, limit) || got.More != (want > limit) {
+					t.Errorf("%q, %d at most: %d keys of %d, more %t, want %d, %v", o.Range, limit, len(got.KVs), got.Count, got.More, want, err)
+				}
+				if o.Order = kv.SortDescend; !o.FromKey() {
+					if got, _, err := s.Range(o); err != nil || got.Count != want || int64(len(got.KVs)) != min(want, limit) {
+						t.Errorf("%q down, %d at most: %d keys of %d, want %d, %v", o.Range, limit, len(got.KVs), got.Count, want, err)
+					}
+				}
+				o.Order, o.MinMod = kv.SortNone, 5
+				if got, _, err := s.Range(o); err != nil || got.Count != want {
+					t.Errorf("%q from revision 5, %d at most: a count of %d, want %d, %v", o.Range, limit, got.Count, want, err)
+				}
+			}
+		}
+	}
+	for limit, left := range map[int64]string{600: "[]", 5: "[5 key/00000007]"} {
+		o := kv.RangeOptions{Range: kv.Range{Key: []byte("key/00000001"), End: []byte("z")}, Limit: limit}
+		v, err := s.view(&o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.count.edges = v.count.edges[:1]
+		if _, err := v.scan(context.Background(), &o, func(Row) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range v.count.edges {
+			got = append(got, fmt.Sprint(e.before, " ", string(e.inside.Key)))
+		}
+		if fmt.Sprint(got) != left {
+			t.Errorf("after a page of %d the edges left are %q, want %q", limit, got, left)
+		}
+		v.it.Close()
+	}
+}
+
+// Counts that the rows contradict are an error, after which a member can rebuild itself, and no panic, after which it could not.
+func TestFencesContradictRows(t *testing.T) {
+	w := newWorld(t, 501, 1)
+	defer func() { w.close() }()
+	fill(t, w.e, w.s, 10, 10)
+	key := func(i int) []byte { return fmt.Appendf(nil, "key/%08d", i) }
+	for name, change := range map[string]func(t *Txn) error{
+		"one more than walking finds": func(t *Txn) error {
+			w.s.fences.counts[0] = fenceMax
+			_, err := t.Put(key(10), nil, 0)
+			return err
+		},
+		"fewer than none": func(t *Txn) error {
+			w.s.fences.counts[0] = 0
+			_, err := t.Delete(kv.Range{Key: key(1)}, false, nil)
+			return err
+		},
+	} {
+		b := w.e.NewBatch()
+		writer := w.s.NewWriter(b)
+		txn := writer.Begin()
+		if err := change(txn); err != nil {
+			t.Fatal(err)
+		}
+		txn.End()
+		if _, err := writer.Publish(); !errors.Is(err, engine.ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+		writer.Discard()
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.s.fences.counts[0] = 1
+	o := kv.RangeOptions{Range: kv.Range{Key: key(5), End: key(10)}, CountOnly: true}
+	if r, err := w.s.Scan(t.Context(), o, nil); !errors.Is(err, engine.ErrMalformed) {
+		t.Errorf("a count: %+v, %v", r, err)
+	}
+	w.s.fences.counts[0] = 10
 }
 
 // A store with many keys opens without walking them: the count is there at once.

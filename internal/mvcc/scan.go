@@ -87,7 +87,10 @@ func (s *Store) viewAt(m moment, o *kv.RangeOptions) (view, error) {
 	if v.revision, err = resolve(o.Revision, m.revision, neverCompacted); err != nil {
 		return v, err
 	}
-	lower, upper := engine.VersionBounds(o.Range)
+	var lower, upper []byte
+	if !o.Single() { // one key is sought by its prefix, and bounds would be compared with each block on the way
+		lower, upper = engine.VersionBounds(o.Range)
+	}
 	if v.it, err = s.e.NewIter(lower, upper); err != nil {
 		return v, err
 	}
@@ -171,6 +174,7 @@ func (v *view) stream(ctx context.Context, o *kv.RangeOptions, limit int64, res 
 		limit = math.MaxInt64
 	}
 	down := o.Target == kv.SortByKey && o.Order == kv.SortDescend
+	start := v.startEdge(o, down)
 	c := newCursor(v.it, v.revision)
 	filter := bounded(o)
 	var seen, shown int64
@@ -185,6 +189,7 @@ func (v *view) stream(ctx context.Context, o *kv.RangeOptions, limit int64, res 
 			return ctx.Err()
 		}
 		row := c.row()
+		start.meet(row.Key, seen-1)
 		pass := true
 		if filter {
 			t, err := engine.DecodeTail(row.Tail)
@@ -195,6 +200,7 @@ func (v *view) stream(ctx context.Context, o *kv.RangeOptions, limit int64, res 
 		}
 		if pass && shown == limit {
 			res.More = true
+			start.walked(row.Key, seen-1)
 			n, err := v.total(ctx, o.Range)
 			res.Count = n
 			return err

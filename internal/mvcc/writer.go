@@ -241,6 +241,7 @@ func (w *Writer) head(key []byte) (*head, error) {
 // Prepare looks up what puts of keys must know of them, in order of keys: a lookup behind its neighbour finds the files open
 // and their blocks at hand. It changes no answer. keys is reordered.
 func (w *Writer) Prepare(keys [][]byte) error {
+	w.events, w.frees = slices.Grow(w.events, len(keys)), slices.Grow(w.frees, len(keys))
 	unknown := keys[:0]
 	for _, key := range keys {
 		if w.s.heads.get(key) == nil {

@@ -8,6 +8,9 @@ import (
 // ErrClosed is what a closed log's Err gives, and what Close gives the second time.
 var ErrClosed = errors.New("raft log is closed")
 
+// ErrHung is wrapped by what Close gives when the disk has not answered for closePatience.
+var ErrHung = errors.New("the disk does not answer; nothing that was acknowledged is lost, and this process must not open the log again")
+
 // DamageError says that bytes which had been on the disk are not there any more or are not what was written. Open changes
 // nothing when it returns one.
 type DamageError struct {

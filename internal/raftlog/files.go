@@ -46,10 +46,10 @@ func (l *Log) beginSegment(f freeFile, h segmentHeader) (*segment, error) {
 	if err := l.withRoom(func() error { return l.fs.Rename(f.path, s.path) }); err != nil {
 		return nil, fmt.Errorf("name raft log segment: %w", err)
 	}
-	if err := syncDir(l.fs, l.dir); err != nil {
+	if err := l.syncNames(); err != nil {
 		return nil, err
 	}
-	return s, l.withRoom(func() error { return l.noteNewest(h.seal.seq) })
+	return s, l.noteNewest(h.seal.seq)
 }
 
 // takeFree gives a file for the next segment: a recycled one, or the filler's. While the disk is full for a new one it looks
@@ -149,7 +149,7 @@ func (l *Log) retireOldest() error {
 		if err := l.withRoom(func() error { return l.fs.Rename(s.path, f.path) }); err != nil {
 			return fmt.Errorf("recycle raft log segment: %w", err)
 		}
-		if err := syncDir(l.fs, l.dir); err != nil {
+		if err := l.syncNames(); err != nil {
 			return err
 		}
 		w.free = append(w.free, f)
@@ -158,7 +158,7 @@ func (l *Log) retireOldest() error {
 	if err := l.withRoom(func() error { return l.fs.Remove(s.path) }); err != nil {
 		return fmt.Errorf("remove raft log segment: %w", err)
 	}
-	if err := syncDir(l.fs, l.dir); err != nil {
+	if err := l.syncNames(); err != nil {
 		return err
 	}
 	if busy {

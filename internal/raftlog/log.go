@@ -116,6 +116,8 @@ type Log struct {
 
 	failed  chan error // capacity 1
 	failure atomic.Pointer[error]
+	// abandoned: Close has given up on the disk. The writer does nothing more, if it comes back from it.
+	abandoned atomic.Bool
 
 	w      writer // owned by the writer goroutine
 	filler *filler
@@ -210,25 +212,54 @@ func (l *Log) fail(err error) {
 	}
 }
 
+// closePatience is how long Close waits for the disk.
+const closePatience = 10 * time.Second
+
 // Close writes what is queued, leaves the mark of a clean end, stops both goroutines and closes all files. It returns the
-// failure if there was one.
+// failure if there was one. If the disk does not answer for closePatience, the goroutine that waits for it and the files are left
+// behind: it acknowledges nothing more, and touches the disk no more once it has its answer.
 func (l *Log) Close() error {
 	l.queue.Lock()
 	if l.queue.closing {
 		l.queue.Unlock()
-		<-l.done
+		select {
+		case <-l.done:
+		case <-time.After(closePatience):
+		}
 		return ErrClosed
 	}
 	l.queue.closing = true
 	l.queue.Unlock()
 	l.nudge()
-	<-l.done
-	l.filler.stop()
+	ended := make(chan struct{})
+	go func() { // ends when the disk has answered
+		defer close(ended)
+		<-l.done
+		l.filler.stop()
+	}()
+	patience := time.NewTimer(closePatience)
+	defer patience.Stop()
+	select {
+	case <-ended:
+	case <-patience.C:
+		return l.abandon()
+	}
 	err := l.Err()
 	l.fail(ErrClosed)
 	if cerr := l.closeFiles(); err == nil && cerr != nil {
 		err = fmt.Errorf("close raft log in %s: %w", l.dir, cerr)
 	}
+	return err
+}
+
+// abandon leaves a log on a disk that does not answer as it is.
+func (l *Log) abandon() error {
+	l.abandoned.Store(true)
+	err := fmt.Errorf("close raft log in %s: %w", l.dir, ErrHung)
+	l.failure.CompareAndSwap(nil, &err)
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
 	return err
 }
 

@@ -29,23 +29,25 @@ func (l *Log) noteNewest(seq uint64) error {
 	if err != nil && !isNew {
 		return err
 	}
-	f, err := l.fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
-	}
 	b := binary.LittleEndian.AppendUint64(make([]byte, 0, newestSlotBytes), seq)
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	_, err = f.WriteAt(b[:newestSlotBytes], int64(seq%2)*newestSlotBytes)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	err = l.withRoom(func() error {
+		f, err := l.fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			return err
+		}
+		if _, err = f.WriteAt(b[:newestSlotBytes], int64(seq%2)*newestSlotBytes); err == nil {
+			err = f.Sync()
+		}
+		return errors.Join(err, f.Close())
+	})
+	if err != nil {
 		return fmt.Errorf("note the newest raft log segment in %s: %w", path, err)
 	}
 	if !isNew {
 		return nil
 	}
-	return syncDir(l.fs, l.dir)
+	return l.syncNames()
 }
 
 // newestNoted is the segment that the log had come to, 0 if that was never noted.

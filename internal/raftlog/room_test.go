@@ -1,7 +1,9 @@
 package raftlog
 
 import (
+	"errors"
 	"math/rand/v2"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -12,8 +14,8 @@ import (
 )
 
 // TestFullDisk runs logs on disks that are full again and again, for a few operations of
-// any kind, syncs of files too (a directory that cannot be synced ends the log): each write is
-// acknowledged once there is room, and a crash at any later time finds it.
+// any kind, syncs of files and of the directory too: each write is acknowledged once there is room, and a crash at any later time
+// finds it.
 func TestFullDisk(t *testing.T) {
 	from, to := seeds(t, 20, 200)
 	for seed := from; seed < to; seed++ {
@@ -24,7 +26,7 @@ func TestFullDisk(t *testing.T) {
 			left, refused := 0, 0 // operations until the disk is full or not any more; under the lock of the file system
 			isFull := false
 			u.full = func(op string) bool {
-				if !armed.Load() || op == "sync log" {
+				if !armed.Load() {
 					return false
 				}
 				if left--; left <= 0 {
@@ -117,4 +119,64 @@ func TestCloseOnFullDisk(t *testing.T) {
 			t.Errorf("close gives %v", err)
 		}
 	})
+}
+
+// TestCloseOnHungDisk: a log whose disk does not answer is given up by Close after a while. When the disk answers after all,
+// nothing is acknowledged or written any more.
+func TestCloseOnHungDisk(t *testing.T) {
+	for _, at := range []string{"syncdata log/", "write log/", "sync log"} { // the last is the folder
+		synctest.Test(t, func(t *testing.T) {
+			var hung atomic.Bool
+			var steps atomic.Int64
+			answers := make(chan struct{})
+			fsys := &stepFS{FS: vfs.NewMem()}
+			fsys.step = func(op string) error {
+				if steps.Add(1); hung.Load() && (op == at || strings.HasSuffix(at, "/") && strings.HasPrefix(op, at)) {
+					fsys.mu.Unlock() // so that the rest of the disk answers
+					<-answers
+					fsys.mu.Lock()
+				}
+				return nil
+			}
+			o := memOptions()
+			o.FS = fsys
+			l := mustOpen(t, o)
+			hung.Store(true)
+			for i := range uint64(100) { // goes on in further segments, whose names are synced
+				l.Append(Write{Entries: entriesFrom(1+i, 1, 1000, 1), Sync: true, Done: func() {
+					if l.abandoned.Load() {
+						t.Errorf("%s: acknowledged after Close has given up", at)
+					}
+				}})
+			}
+			began := time.Now()
+			if err := l.Close(); !errors.Is(err, ErrHung) {
+				t.Errorf("%s: close gives %v", at, err)
+			}
+			if took := time.Since(began); took != closePatience { // of the bubble's time
+				t.Errorf("%s: it took %v", at, took)
+			}
+			if err := l.Close(); err != ErrClosed {
+				t.Errorf("%s: a second close gives %v", at, err)
+			}
+			before := steps.Load()
+			hung.Store(false)
+			close(answers)
+			<-l.done
+			l.filler.stopped(t)
+			if after := steps.Load(); after > before+1 { // the filler may have been between two steps
+				t.Errorf("%s: %d operations after Close had given up", at, after-before)
+			}
+		})
+	}
+}
+
+// stopped waits for the end of the filler's goroutine.
+func (f *filler) stopped(t *testing.T) {
+	t.Helper()
+	select {
+	case <-f.done:
+	case <-time.After(time.Minute):
+		t.Error("the filler goes on")
+	}
 }

@@ -17,12 +17,14 @@ import (
 // nothing happens.
 type campaign struct {
 	at       <-chan time.Time // nil: none is planned
-	attempts int
+	attempts int              // so far, counted up to campaignAttempts
 }
 
 const (
-	campaignStep     = 15 * time.Millisecond // between ranks
-	campaignSpread   = 10 * time.Millisecond
+	campaignStep   = 15 * time.Millisecond // between ranks
+	campaignSpread = 10 * time.Millisecond
+	// campaignAttempts is how often the wait between two attempts is doubled. They go on until there is a leader: raft's own timeout
+	// may be minutes.
 	campaignAttempts = 6
 )
 
@@ -48,6 +50,10 @@ func (l *loop) peerChanged(e peerEvent) {
 		l.rn.ReportUnreachable(e.id)
 	case peerGone:
 		l.gone[e.id] = true
+		if c := l.awaited[e.id]; c != nil {
+			close(c)
+			delete(l.awaited, e.id)
+		}
 		l.rn.ReportUnreachable(e.id)
 		l.observe()
 		if e.id == l.lead && l.state == raft.StateFollower {
@@ -65,15 +71,40 @@ func (l *loop) planFirst() {
 }
 
 func (l *loop) forgetLeader() {
-	if err := l.rn.ForgetLeader(); err != nil {
-		return
+	if err := l.rn.ForgetLeader(); err == nil {
+		l.planNext()
 	}
+}
+
+// planNext plans the next attempt.
+func (l *loop) planNext() {
 	wait := time.Duration(l.rank())*campaignStep + l.spread(campaignSpread)
 	if n := l.campaign.attempts; n > 0 {
 		wait = l.spread(2*campaignStep<<n) + campaignStep
 	}
-	l.campaign.at = time.After(min(wait, time.Duration(l.c.ElectionTicks)*l.c.Tick))
+	l.planIn(min(wait, l.electionTimeout()))
 }
+
+// planIn plans an attempt not earlier than the votes of one that begins now can be there, for it would void them. These wait for
+// disks; how long, this member's own tells.
+func (l *loop) planIn(wait time.Duration) {
+	if pace := max(l.c.Log.Pace()); pace > campaignStep {
+		wait += 2*pace + l.spread(4*pace)
+	}
+	l.campaign.at = time.After(wait)
+}
+
+// planAfterLoss plans an attempt where the leader was lost to an election, or to its silence: if nobody else wins soon, raft's own
+// timeout, which may be minutes, is not waited for. Whoever stands for election may have a shorter log than this member.
+func (l *loop) planAfterLoss() {
+	if l.campaign.at == nil {
+		l.campaign.attempts = campaignAttempts
+		d := min(l.electionTimeout(), 2*time.Second)
+		l.planIn(d/2 + l.spread(d/2))
+	}
+}
+
+func (l *loop) electionTimeout() time.Duration { return time.Duration(l.c.ElectionTicks) * l.c.Tick }
 
 func (l *loop) spread(d time.Duration) time.Duration { return time.Duration(l.c.Rand.Int64N(int64(d))) }
 
@@ -95,8 +126,10 @@ func (l *loop) campaignNow() {
 	if l.state == raft.StateLeader || l.lead != 0 && !l.gone[l.lead] || !slices.Contains(l.confState.GetVoters(), l.c.ID) {
 		return
 	}
-	if l.campaign.attempts++; l.campaign.attempts > campaignAttempts || l.standsBack() {
-		return // raft's own timeout goes on
+	l.campaign.attempts = min(l.campaign.attempts+1, campaignAttempts)
+	if l.standsBack() {
+		l.planNext()
+		return
 	}
 	l.forgetLeader()
 	_ = l.rn.Campaign() // an error is raft's way to say that it is no time for it
@@ -130,4 +163,14 @@ func (l *loop) heir() uint64 {
 		}
 	})
 	return best
+}
+
+// untilGone gives a channel that is closed when the peer's process is found to have ended.
+func (l *loop) untilGone(id uint64) <-chan struct{} {
+	c := l.awaited[id]
+	if c == nil {
+		c = make(chan struct{})
+		l.awaited[id] = c
+	}
+	return c
 }

@@ -31,8 +31,10 @@ const (
 	// are slow, leadership must not go round and round. One that did not come about is tried again sooner.
 	handOverRests = 10
 	handOverAgain = 3
-	// standBackFor is how many election timeouts without a leader a member with a slow disk leaves elections to others.
-	standBackFor = 5
+	// standBackFor is how many election timeouts without a leader a member with a slow disk leaves elections to others, but no
+	// longer than standBackMost: nobody may be quicker, and election timeouts may be long.
+	standBackFor  = 5
+	standBackMost = 5 * time.Second
 )
 
 // watchDisk is called each tick.
@@ -112,7 +114,7 @@ func (l *loop) handOver(median, waits time.Duration) {
 // would believe in a leader that is gone and refuse others its vote; it only asks for none itself. If there is no leader for
 // long, it is needed after all.
 func (l *loop) standsBack() bool {
-	return (l.disk.slow || l.disk.stalled) && l.disk.leaderless < standBackFor*l.c.ElectionTicks
+	return (l.disk.slow || l.disk.stalled) && l.disk.leaderless < min(standBackFor*l.c.ElectionTicks, int(standBackMost/l.c.Tick))
 }
 
 // Stuck gives a channel that is closed while this member's disk has not answered for long and another member leads: whoever

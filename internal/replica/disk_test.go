@@ -240,3 +240,36 @@ func TestSlowMembersStandBack(t *testing.T) {
 		}
 	})
 }
+
+// TestFreshStart: members that start together have a leader soon, however long the election timeout is: also if the disks of all
+// are slow from the beginning, so that each believes that others are quicker, and if they cannot reach one another at first.
+func TestFreshStart(t *testing.T) {
+	const soon = 10 * time.Second // of the bubble's time; an election timeout is 400 s
+	config := Config{SlowDisk: slowDisk, Tick: time.Second, ElectionTicks: 400}
+	led := func(cl *cluster) func() bool { return func() bool { return cl.leader(1, 2, 3) != 0 } }
+	for _, d := range []time.Duration{600 * time.Millisecond, 1200 * time.Millisecond, 2 * time.Second} {
+		for seed := range uint64(20) {
+			synctest.Test(t, func(t *testing.T) {
+				cl := newCluster(t, 3, 0, transport.NetworkOptions{Seed: seed, MaxDelay: 20 * time.Millisecond, Loss: 0.2}, config)
+				defer cl.close()
+				for _, m := range cl.members {
+					m.node.fs.set(d)
+				}
+				time.Sleep(time.Duration(seed) * 10 * time.Millisecond)
+				if limit := soon + 20*d; !cl.until(limit, led(cl)) {
+					t.Errorf("seed %d: commits take %v on all disks, and after %v there is no leader", seed, d, limit)
+				}
+			})
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		cl := newCluster(t, 3, 0, transport.NetworkOptions{MaxDelay: 20 * time.Millisecond}, config)
+		defer cl.close()
+		cl.net.Partition([]uint64{1}, []uint64{2}, []uint64{3})
+		time.Sleep(10 * time.Second)
+		cl.net.Heal()
+		if !cl.until(soon, led(cl)) {
+			t.Errorf("%v after the members could reach one another there is no leader", soon)
+		}
+	})
+}

@@ -78,7 +78,8 @@ func TestReadRounds(t *testing.T) {
 			t.Error("the same question was asked twice")
 		}
 
-		// A new leader is asked at once; an answer that the old one gave before still serves what it was asked for.
+		// A new leader is asked at once; an answer to the question from before serves what that was asked for, and no read that
+		// came later (E#21378).
 		l.heartbeat(3, 3, 0)
 		qd := l.one(raftpb.MsgReadIndex)
 		if qd.GetTo() != 3 {

@@ -45,7 +45,8 @@ type loop struct {
 	writes  outstanding
 
 	// Leaders that died.
-	gone     map[uint64]bool // peers whose process has ended
+	gone     map[uint64]bool          // peers whose process has ended
+	awaited  map[uint64]chan struct{} // peers whose process's end a hand-over looks out for
 	campaign campaign
 
 	disk disk
@@ -198,6 +199,8 @@ func (l *loop) observe() {
 	if l.lead != 0 {
 		l.campaign.leaderKnown(l.gone[l.lead])
 		l.reads.hurry = true
+	} else if before != 0 {
+		l.planAfterLoss()
 	}
 }
 

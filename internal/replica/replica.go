@@ -75,6 +75,7 @@ func newLoop(r *Replica, hs *raftpb.HardState, confState *raftpb.ConfState) (*lo
 		reads:    readRounds{origin: r.c.Origin},
 		inflight: inflight{origin: r.c.Origin},
 		gone:     map[uint64]bool{},
+		awaited:  map[uint64]chan struct{}{},
 		staged:   map[Position]stagedSnapshot{},
 		writes:   outstanding{term: hs.GetTerm(), vote: hs.GetVote()},
 		commit:   hs.GetCommit(),
@@ -132,13 +133,28 @@ func (r *Replica) Stop() {
 	r.wg.Wait()
 }
 
-// HandOver hands leadership to the voter that can take over soonest, if this member has it, and waits for that as
-// TransferLeadership does. With nobody to take over it does nothing.
+// HandOver hands leadership to the voter that can take over soonest, if this member has it, and waits for that for two election
+// timeouts at most. If that one's process ends meanwhile, the next is tried; with nobody to take over it does nothing.
 func (r *Replica) HandOver(ctx context.Context) {
-	var heir uint64
-	if err := r.onLoop(ctx, func(l *loop) { heir = l.heir() }); err == nil && heir != 0 {
-		if err := r.TransferLeadership(ctx, heir); err != nil {
-			r.c.Logger.Warn("leadership was not handed over before the stop", "to", hex(heir), "err", err)
+	ctx, cancel := context.WithTimeout(ctx, r.transferTimeout())
+	defer cancel()
+	for {
+		var heir uint64
+		var gone <-chan struct{}
+		if err := r.onLoop(ctx, func(l *loop) {
+			if heir = l.heir(); heir != 0 {
+				gone = l.untilGone(heir)
+			}
+		}); err != nil || heir == 0 {
+			return
+		}
+		err := r.transferTo(ctx, heir, gone)
+		if err == nil {
+			return
+		}
+		r.c.Logger.Warn("leadership was not handed over before the stop", "to", hex(heir), "err", err)
+		if !errors.Is(err, errHeirGone) {
+			return
 		}
 	}
 }
@@ -153,6 +169,20 @@ func (r *Replica) StopGracefully(ctx context.Context) {
 // kv.ErrNotLeader, kv.ErrBadLeaderTransferee, kv.ErrLeaderTransferTimeout after two election timeouts or when ctx ends,
 // and kv.ErrStopped.
 func (r *Replica) TransferLeadership(ctx context.Context, to uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, r.transferTimeout())
+	defer cancel()
+	return r.transferTo(ctx, to, nil)
+}
+
+func (r *Replica) transferTimeout() time.Duration {
+	return 2 * time.Duration(r.c.ElectionTicks) * r.c.Tick
+}
+
+// errHeirGone ends the wait for a member whose process has ended.
+var errHeirGone = errors.New("its process has ended")
+
+// transferTo is TransferLeadership without a bound of its own. It gives up when gone is closed.
+func (r *Replica) transferTo(ctx context.Context, to uint64, gone <-chan struct{}) error {
 	var refusal error
 	changed := r.LeaderChanged()
 	if err := r.onLoop(ctx, func(l *loop) { refusal = l.transfer(to) }); err != nil {
@@ -161,12 +191,12 @@ func (r *Replica) TransferLeadership(ctx context.Context, to uint64) error {
 	if refusal != nil {
 		return refusal
 	}
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Duration(r.c.ElectionTicks)*r.c.Tick)
-	defer cancel()
 	for r.Status().Leader != to {
 		select {
 		case <-changed:
 			changed = r.LeaderChanged()
+		case <-gone:
+			return errHeirGone
 		case <-ctx.Done():
 			return fmt.Errorf("%w: member %x has not taken over", kv.ErrLeaderTransferTimeout, to)
 		case <-r.ctx.Done():

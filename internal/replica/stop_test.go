@@ -132,3 +132,25 @@ func TestLeaderStopsGracefully(t *testing.T) {
 		}
 	})
 }
+
+// TestLastToStop: a leader that is told to stop while the others do, or a moment after them, does not wait for one of them to take
+// over.
+func TestLastToStop(t *testing.T) {
+	for _, later := range []time.Duration{0, time.Millisecond, 2 * time.Millisecond, 50 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			cl := quietCluster(t, 3)
+			defer cl.close()
+			cl.must(cl.campaign(1))
+			cl.must(cl.propose(1, "a", 3*time.Second))
+			r := cl.members[1].node.r
+			cl.crash(2)
+			cl.crash(3)
+			time.Sleep(later)
+			began := time.Now()
+			r.StopGracefully(t.Context())
+			if took := time.Since(began); took > 100*time.Millisecond { // of the bubble's time; an election timeout is a second
+				t.Errorf("stopped %v after the others, it took %v", later, took)
+			}
+		})
+	}
+}

@@ -239,7 +239,7 @@ func (h *holder) Compare(ctx context.Context, hash []byte, password string) erro
 	return nil
 }
 
-// While passwords are compared, which takes long, all else goes on.
+// While passwords are compared, which takes long, all else goes on, also while many clients come at once (E#9615).
 func TestPasswordsHoldUpNobody(t *testing.T) {
 	h := &holder{}
 	g := guard(t, rpc.Options{Passwords: h})

@@ -321,7 +321,7 @@ func (m *Member) judge(ctx context.Context, term uint64, own leader.Data, answer
 	now := leader.Data{Revision: s.Revision(), Compact: s.CompactRevision()}
 	corrupt, compared := leader.Corrupt(own, answers, now, len(members))
 	for _, id := range corrupt {
-		what := "the data of a member differs from that of the majority: raising the alarm CORRUPT for it; remove it and add it again with an empty data directory, then disarm the alarm"
+		what := "the data of a member differs from that of the majority: raising the alarm CORRUPT for it; remove it, disarm the alarm, and add it again with an empty data directory"
 		if id == leader.Somebody {
 			what = "the members' data differs, and no majority agrees: raising the alarm CORRUPT for the cluster; find the member that is right (endpoint hashkv), make a new cluster of it and disarm the alarm"
 		}

@@ -156,6 +156,37 @@ func TestDiverged(t *testing.T) {
 	}
 }
 
+// A member whose rows contradict each other finds that when it has to do with them, and is rebuilt: no hash needs to tell it.
+func TestContradiction(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.startAll()
+		put(t, c.members[0], "k", "1")
+		c.stopOne(2)
+		c.loseKey(2, "k") // and the count of keys stays as it was
+		c.start(2)
+		bad := c.members[2]
+		for i := range 1024 { // as many as make it count
+			put(t, c.members[0], fmt.Sprint("other/", i), "")
+		}
+		select {
+		case err := <-bad.Failed():
+			if !errors.Is(err, ErrRebuild) || !errors.Is(err, engine.ErrMalformed) {
+				t.Fatal(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("not found")
+		}
+		if err := bad.Abort(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c.start(2)
+		c.sameHashes()
+		c.stopAll()
+	})
+}
+
 // Without a majority that agrees, nobody can tell who is right: the alarm is the cluster's, as etcd's, with authentication on
 // too.
 func TestTorn(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/member"
 	"github.com/trivet-kv/trivet/internal/replica"
@@ -335,3 +336,71 @@ func TestRefusedJoinLeavesNothing(t *testing.T) {
 		})
 	}
 }
+
+// A member that was removed counts no more: of four, one is removed while it is down, and two of the three that are left are a
+// majority without the third. And what it acknowledges is worth nothing: of three, one is removed, and the leader left alone
+// with it agrees on nothing.
+func TestRemovedCountsNoMore(t *testing.T) {
+	t.Run("its silence", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 4)
+			defer c.network.Close()
+			c.startAll()
+			put(t, c.members[0], "k", "")
+			gone := c.members[3].identity.MemberID
+			c.members[3].Kill()
+			if err := c.members[0].RemoveMember(t.Context(), gone); err != nil {
+				t.Fatal(err)
+			}
+			caughtUp(t, c.members[1], c.members[0])
+			c.members[2].Kill()
+			put(t, c.members[0], "two of three", "")
+			put(t, c.members[1], "two of three", "")
+			c.members[0].Kill()
+			c.members[1].Kill()
+		})
+	})
+	t.Run("its word", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, 3)
+			defer c.network.Close()
+			// Nobody is told that it was removed, so that the third goes on and answers.
+			c.change = func(o *Options) {
+				join := o.Transport
+				o.Transport = func(tc TransportConfig) (Transport, error) {
+					network, err := join(tc)
+					return untold{network}, err
+				}
+			}
+			c.startAll()
+			put(t, c.members[0], "k", "")
+			a, b, removed := c.members[0].identity.MemberID, c.members[1].identity.MemberID, c.members[2].identity.MemberID
+			until(t, "the first member does not lead", func() bool {
+				for _, m := range c.members {
+					if m.Leader() == m.identity.MemberID && m.identity.MemberID != a {
+						_ = m.MoveLeader(t.Context(), a) // or again
+					}
+				}
+				return c.members[0].Leader() == a
+			})
+			c.network.Partition([]uint64{a, b}, []uint64{removed}) // so that it does not hear of it
+			if err := c.members[0].RemoveMember(t.Context(), removed); err != nil {
+				t.Fatal(err)
+			}
+			c.network.Partition([]uint64{a, removed}, []uint64{b})
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if _, err := c.members[0].Propose(ctx, &command.Command{Put: &command.Put{Key: []byte("k")}}); err == nil {
+				t.Error("a put was agreed on with a member that was removed")
+			}
+			for _, m := range c.members {
+				m.Kill()
+			}
+		})
+	})
+}
+
+// untold is a network on which nobody is told that it was removed, and nobody is kept out for it.
+type untold struct{ Transport }
+
+func (untold) RemovePeer(uint64) {}

@@ -167,7 +167,7 @@ func (o *Options) validate() error {
 		return errors.New("server: a transport and an origin are needed")
 	}
 	if o.Join == nil && !slices.ContainsFunc(o.Founders, func(f Founder) bool { return f.Name == o.Name }) {
-		return fmt.Errorf("the member %q is not among those of the initial cluster: give it there with its peer URLs, or give this member one of the names there", o.Name)
+		return fmt.Errorf("the member %q is not among those of --initial-cluster: give it there with its peer URLs, or give this member as --name one of the names there", o.Name)
 	}
 	return nil
 }

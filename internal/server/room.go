@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -114,7 +116,7 @@ type roomFS struct {
 
 func (f roomFS) Unwrap() vfs.FS { return f.FS }
 
-func (f roomFS) file(open func() (vfs.File, error)) (file vfs.File, err error) {
+func (f roomFS) file(open func() (vfs.File, error), unsynced *unsynced) (file vfs.File, err error) {
 	err = f.room.retry(func() error {
 		file, err = open()
 		return err
@@ -122,19 +124,31 @@ func (f roomFS) file(open func() (vfs.File, error)) (file vfs.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return roomFile{file, f.room}, nil
+	return roomFile{file, f.room, unsynced}, nil
 }
 
 func (f roomFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return f.file(func() (vfs.File, error) { return f.FS.Create(name, c) })
+	var u *unsynced
+	if !isTable(name) {
+		u = &unsynced{}
+	}
+	return f.file(func() (vfs.File, error) { return f.FS.Create(name, c) }, u)
 }
 
 func (f roomFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
-	return f.file(func() (vfs.File, error) { return f.FS.OpenReadWrite(name, c, o...) })
+	return f.file(func() (vfs.File, error) { return f.FS.OpenReadWrite(name, c, o...) }, nil)
 }
 
 func (f roomFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return f.file(func() (vfs.File, error) { return f.FS.ReuseForWrite(oldname, newname, c) })
+	return f.file(func() (vfs.File, error) { return f.FS.ReuseForWrite(oldname, newname, c) }, nil)
+}
+
+func (f roomFS) OpenDir(name string) (vfs.File, error) {
+	d, err := f.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return roomDir{d, f, name}, nil
 }
 
 func (f roomFS) Link(oldname, newname string) error {
@@ -149,9 +163,25 @@ func (f roomFS) MkdirAll(dir string, perm os.FileMode) error {
 	return f.room.retry(func() error { return f.FS.MkdirAll(dir, perm) })
 }
 
+// A sync that failed cannot simply be made again: what it was to keep may be gone from the page cache, and pass for kept. So what
+// was written since the last good one is written anew first. Of tables, which may be long, nothing is remembered: a flush or a
+// compaction that fails begins anew, after a pause. Mostly all this does not matter, because file systems take their space when a
+// file is written, but for some (NFS, Btrfs, quotas).
 type roomFile struct {
 	vfs.File
-	room *room
+	room     *room
+	unsynced *unsynced // nil: a table, or a file that is not written from its beginning on
+}
+
+// unsynced is what was written to a file since it was last synced. The files are the engine's manifest, synced after each edit,
+// and small ones.
+type unsynced struct {
+	from  int64
+	bytes []byte
+}
+
+func isTable(name string) bool {
+	return strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")
 }
 
 // Write writes all of p, in as many parts as the disk makes of it.
@@ -161,6 +191,9 @@ func (f roomFile) Write(p []byte) (done int, err error) {
 		done += n
 		return err
 	})
+	if f.unsynced != nil {
+		f.unsynced.bytes = append(f.unsynced.bytes, p[:done]...)
+	}
 	return done, err
 }
 
@@ -173,9 +206,35 @@ func (f roomFile) WriteAt(p []byte, off int64) (done int, err error) {
 	return done, err
 }
 
-// A sync that failed cannot be tried again: what it was to keep may be gone from the page cache. A flush or a compaction
-// that fails by it begins anew, after a pause; a manifest ends the process, and the next start recovers. File systems take
-// their space when a file is written, but for some (NFS, Btrfs).
+func (f roomFile) sync(sync func() error) error {
+	u := f.unsynced
+	if u == nil {
+		return f.paused(sync())
+	}
+	again := false
+	err := f.room.retry(func() error {
+		if again {
+			if _, err := f.File.WriteAt(u.bytes, u.from); err != nil {
+				return err
+			}
+		}
+		again = true
+		return sync()
+	})
+	if err == nil {
+		u.from, u.bytes = u.from+int64(len(u.bytes)), nil
+	}
+	return err
+}
+
+func (f roomFile) Sync() error     { return f.sync(f.File.Sync) }
+func (f roomFile) SyncData() error { return f.sync(f.File.SyncData) }
+
+func (f roomFile) SyncTo(length int64) (bool, error) {
+	full, err := f.File.SyncTo(length)
+	return full, f.paused(err)
+}
+
 func (f roomFile) paused(err error) error {
 	if raftlog.IsNoRoom(err) {
 		f.room.pause()
@@ -183,10 +242,30 @@ func (f roomFile) paused(err error) error {
 	return err
 }
 
-func (f roomFile) Sync() error     { return f.paused(f.File.Sync()) }
-func (f roomFile) SyncData() error { return f.paused(f.File.SyncData()) }
+// roomDir is a folder whose names are made durable when there is room. Before another attempt it is changed, by a name that
+// comes and goes, so that nothing in it passes for durable.
+type roomDir struct {
+	vfs.File
+	fs   roomFS
+	name string
+}
 
-func (f roomFile) SyncTo(length int64) (bool, error) {
-	full, err := f.File.SyncTo(length)
-	return full, f.paused(err)
+const roomName = "room.tmp"
+
+func (d roomDir) Sync() error {
+	again := false
+	return d.fs.room.retry(func() error {
+		if again {
+			path := d.fs.FS.PathJoin(d.name, roomName)
+			f, err := d.fs.FS.Create(path, vfs.WriteCategoryUnspecified)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(f.Close(), d.fs.FS.Remove(path)); err != nil {
+				return err
+			}
+		}
+		again = true
+		return d.File.Sync()
+	})
 }

@@ -20,27 +20,32 @@ import (
 
 // smallFS is a disk that is full from some operation on: whatever makes, links or names a file, or writes to one, fails then,
 // a write after its first half. Files that were written before can be overwritten only if grown is not set, as on a file
-// system that writes in place.
+// system that writes in place. If late is set, writes succeed and syncs fail, of files and folders: and what a file's sync was to
+// keep is lost, and called kept by the next one.
 type smallFS struct {
 	vfs.FS
 
 	mu    sync.Mutex
 	left  int // operations until it is full; negative: there is room
 	grown bool
+	late  bool
 }
 
 // fill lets so many operations pass and then none.
-func (f *smallFS) fill(after int, grown bool) {
+func (f *smallFS) fill(after int, grown, late bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.left, f.grown = after, grown
+	f.left, f.grown, f.late = after, grown, late
 }
 
-func (f *smallFS) empty() { f.fill(-1, false) }
+func (f *smallFS) empty() { f.fill(-1, false, false) }
 
-func (f *smallFS) refuse() error {
+func (f *smallFS) refuse(sync bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if sync != f.late {
+		return nil
+	}
 	if f.left > 0 {
 		f.left--
 	}
@@ -53,14 +58,22 @@ func (f *smallFS) refuse() error {
 func (f *smallFS) Unwrap() vfs.FS { return f.FS }
 
 func (f *smallFS) open(name string, open func() (vfs.File, error)) (vfs.File, error) {
-	if err := f.refuse(); err != nil {
+	if err := f.refuse(false); err != nil {
 		return nil, err
 	}
 	file, err := open()
 	if err != nil {
 		return nil, err
 	}
-	return smallFile{file, f, strings.HasSuffix(name, ".log")}, nil
+	return &smallFile{File: file, fs: f, inPlace: strings.HasSuffix(name, ".log")}, nil
+}
+
+func (f *smallFS) OpenDir(name string) (vfs.File, error) {
+	d, err := f.FS.OpenDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return &smallFile{File: d, fs: f}, nil
 }
 
 func (f *smallFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
@@ -72,21 +85,21 @@ func (f *smallFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.O
 }
 
 func (f *smallFS) Link(from, to string) error {
-	if err := f.refuse(); err != nil {
+	if err := f.refuse(false); err != nil {
 		return err
 	}
 	return f.FS.Link(from, to)
 }
 
 func (f *smallFS) Rename(from, to string) error {
-	if err := f.refuse(); err != nil {
+	if err := f.refuse(false); err != nil {
 		return err
 	}
 	return f.FS.Rename(from, to)
 }
 
 func (f *smallFS) MkdirAll(dir string, perm os.FileMode) error {
-	if err := f.refuse(); err != nil {
+	if err := f.refuse(false); err != nil {
 		return err
 	}
 	return f.FS.MkdirAll(dir, perm)
@@ -96,29 +109,63 @@ type smallFile struct {
 	vfs.File
 	fs      *smallFS
 	inPlace bool // mostly written over
+
+	mu    sync.Mutex
+	end   int64      // of what was written in order
+	dirty [][2]int64 // from, to: not synced
 }
 
-func (f smallFile) Write(p []byte) (int, error) {
-	if err := f.fs.refuse(); err != nil {
-		n, _ := f.File.Write(p[:len(p)/2])
-		return n, err
+func (f *smallFile) wrote(from int64, n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dirty = append(f.dirty, [2]int64{from, from + int64(n)})
+}
+
+func (f *smallFile) Write(p []byte) (int, error) {
+	refused := f.fs.refuse(false)
+	if refused != nil {
+		p = p[:len(p)/2]
 	}
-	return f.File.Write(p)
+	n, err := f.File.Write(p)
+	f.wrote(f.end, n)
+	f.end += int64(n)
+	return n, errors.Join(refused, err)
 }
 
-func (f smallFile) WriteAt(p []byte, off int64) (int, error) {
+func (f *smallFile) WriteAt(p []byte, off int64) (int, error) {
 	f.fs.mu.Lock()
 	grown := f.fs.grown
 	f.fs.mu.Unlock()
-	if info, err := f.File.Stat(); !grown && err == nil && off+int64(len(p)) <= info.Size() {
-		return f.File.WriteAt(p, off)
+	var refused error
+	if info, err := f.File.Stat(); grown || err != nil || off+int64(len(p)) > info.Size() {
+		if refused = f.fs.refuse(false); refused != nil {
+			p = p[:len(p)/2]
+		}
 	}
-	if err := f.fs.refuse(); err != nil {
-		n, _ := f.File.WriteAt(p[:len(p)/2], off)
-		return n, err
-	}
-	return f.File.WriteAt(p, off)
+	n, err := f.File.WriteAt(p, off)
+	f.wrote(off, n)
+	return n, errors.Join(refused, err)
 }
+
+// synced is what a sync gives. If it is refused, what it was to keep is gone.
+func (f *smallFile) synced(sync func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.fs.refuse(true); err != nil {
+		for _, d := range f.dirty {
+			if _, err := f.File.WriteAt(make([]byte, d[1]-d[0]), d[0]); err != nil {
+				panic(err)
+			}
+		}
+		f.dirty = nil
+		return err
+	}
+	f.dirty = nil
+	return sync()
+}
+
+func (f *smallFile) Sync() error     { return f.synced(f.File.Sync) }
+func (f *smallFile) SyncData() error { return f.synced(f.File.SyncData) }
 
 // TestFullDisk lets the disk of a member fill up at some operation while its clients write, and empties it again. Meanwhile
 // reads go on and writes are refused; the member never fails; afterwards it goes on by itself, with all that was acknowledged,
@@ -174,7 +221,7 @@ func fillDisk(t *testing.T, seed uint64) {
 		}
 	}
 	for range 3 {
-		small.fill(1+r.IntN(60), r.IntN(2) == 0)
+		small.fill(1+r.IntN(60), r.IntN(2) == 0, seed%3 == 2)
 		refused := 0
 		for tries := 0; refused < 3; tries++ {
 			err := write()
@@ -261,7 +308,7 @@ func checkpointOnFullDisk(t *testing.T, seed uint64) {
 		full = []int{0, 1}
 	}
 	for _, i := range full {
-		small[i].fill(r.IntN(20), r.IntN(2) == 0)
+		small[i].fill(r.IntN(20), r.IntN(2) == 0, seed%4 > 1)
 	}
 	time.Sleep(time.Duration(1+r.IntN(60)) * time.Second)
 	for _, i := range full {

@@ -24,8 +24,13 @@ const (
 	maxSnapshots = 2
 	// spareBytes is what a snapshot leaves free on the disk: the member itself needs room for its log.
 	spareBytes = 256 << 20
-	// maxRest bounds the rest after a piece of a snapshot while there are writers.
-	maxRest = 100 * time.Millisecond
+	// lookEvery is how often the free space is looked at.
+	lookEvery = 50 * time.Millisecond
+	// A piece of a snapshot takes minPiece or a little longer. While there are writers a rest of restFactor times what it took
+	// follows, maxRest at most.
+	minPiece   = time.Millisecond
+	restFactor = 2
+	maxRest    = 10 * time.Millisecond
 )
 
 // snapshots is what the member knows of the snapshots that clients are sent.
@@ -82,28 +87,53 @@ func (m *Member) makeSnapshot(ctx context.Context) (*snapshotFile, error) {
 	return &snapshotFile{File: f, size: info.Size(), done: func() { m.snapshots.open.Add(-1) }}, nil
 }
 
-// pause is called between two pieces of a snapshot. While there are writers it rests for as long as the piece took, so that
-// they have half of a processor more, and it ends a snapshot that would fill the disk.
+// pause is called between two pieces of a snapshot. While there are writers it rests for some times as long as the piece
+// took, by the clock: where others want the processors, pieces take longer and so do the rests. It also ends a snapshot that would
+// fill the disk.
 func (m *Member) pause(ctx context.Context) func() error {
-	last := time.Now()
+	p := &pacer{m: m, begin: time.Now()}
 	return func() error {
-		usage, err := vfs.Default.GetDiskUsage(m.dir.Snapshots())
-		if err != nil {
-			return err
-		}
-		if usage.AvailBytes < spareBytes {
-			return fmt.Errorf("the disk of the data directory has %d MiB left, and a snapshot leaves %d MiB to the member: free some space, or ask another member",
-				usage.AvailBytes>>20, spareBytes>>20)
-		}
-		if m.waiters.any() {
-			select {
-			case <-ctx.Done():
-			case <-time.After(min(time.Since(last), maxRest)):
+		if took := time.Since(p.begin); took >= minPiece {
+			if err := p.room(); err != nil {
+				return err
 			}
+			p.rest(ctx, took)
 		}
-		last = time.Now()
 		return context.Cause(ctx)
 	}
+}
+
+// pacer is the pace of one snapshot.
+type pacer struct {
+	m        *Member
+	begin    time.Time // of the piece
+	looked   time.Time // at the disk
+	revision int64     // when the piece began
+}
+
+func (p *pacer) room() error {
+	if time.Since(p.looked) < lookEvery {
+		return nil
+	}
+	p.looked = time.Now()
+	usage, err := vfs.Default.GetDiskUsage(p.m.dir.Snapshots())
+	if err == nil && usage.AvailBytes < spareBytes {
+		err = fmt.Errorf("the disk of the data directory has %d MiB left, and a snapshot leaves %d MiB to the member: free some space, or ask another member",
+			usage.AvailBytes>>20, spareBytes>>20)
+	}
+	return err
+}
+
+// rest waits if somebody waits for a write at this member, or something was written while the piece was made.
+func (p *pacer) rest(ctx context.Context, took time.Duration) {
+	revision := p.m.machine.state.Load().Store.Revision()
+	if p.m.waiters.any() || revision != p.revision {
+		select {
+		case <-ctx.Done():
+		case <-time.After(min(restFactor*took, maxRest)):
+		}
+	}
+	p.begin, p.revision = time.Now(), revision
 }
 
 // snapshotFile is a file without a name.

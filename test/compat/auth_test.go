@@ -110,7 +110,14 @@ func stepwise(t *testing.T, ops []op, exact bool, step func(op) error) error {
 }
 
 // TestAuthRandom makes random calls as random users, who also watch, and whose permissions change now and then.
-func TestAuthRandom(t *testing.T) { authRandom(t, *callsFlag/2, false) }
+func TestAuthRandom(t *testing.T) { authRandom(t, *callsFlag/2, 0, false) }
+
+// TestAuthKills is TestAuthRandom while members are killed and started again. A member that comes back knows no simple token any
+// more, so everybody gets a new one then.
+func TestAuthKills(t *testing.T) {
+	defer systems.with("--heartbeat-interval=100", "--election-timeout=1000")()
+	authRandom(t, 150**killsFlag, *killsFlag, false)
+}
 
 // TestSignedTokens is TestAuthRandom with signed tokens instead of simple ones. With etcd they are of no use after the next
 // change of users and roles (docs/compat.md), so everybody gets new ones then.
@@ -127,7 +134,7 @@ func TestSignedTokens(t *testing.T) {
 		options += ",pub-key=" + pki.Write(t.TempDir(), "public.pem", public)
 	}
 	defer systems.with(options)()
-	authRandom(t, *callsFlag/6, true)
+	authRandom(t, *callsFlag/6, 0, true)
 }
 
 // tokenKeys make a pair of keys for a method of signing, or one alone.
@@ -166,7 +173,8 @@ func encodeKeys(private, public any, err error) ([]byte, []byte) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: one}), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: other})
 }
 
-func authRandom(t *testing.T, calls int, signed bool) {
+// authRandom makes random calls as random users, and kills members at even distances.
+func authRandom(t *testing.T, calls, kills int, signed bool) {
 	seed := *seedFlag
 	if seed == 0 {
 		seed = 1 + uint64(os.Getpid())
@@ -183,9 +191,16 @@ func authRandom(t *testing.T, calls int, signed bool) {
 		if err := blameless(systems.both(func(s *target) error { return s.openWitness(0, "root", s.base) })); err != nil {
 			return err
 		}
-		refused, watches, made := 0, 0, 0
+		refused, watches, made, turns := 0, 0, 0, 0
 		for made < calls {
-			for _, o := range d.guardedNext(signed) {
+			var ops []op
+			if kills > 0 && made >= turns*calls/(2*kills) {
+				turns++
+				ops = d.killOrStart()
+			} else {
+				ops = d.guardedNext(signed)
+			}
+			for _, o := range ops {
 				if err := step(o); err != nil {
 					return err
 				}
@@ -200,7 +215,7 @@ func authRandom(t *testing.T, calls int, signed bool) {
 				d.forget()
 			}
 		}
-		t.Logf("%d of the calls failed, %d were on watch streams", refused, watches)
+		t.Logf("%d of the calls failed, %d were on watch streams, %d times a member was killed or started", refused, watches, turns)
 		return step(op{verb: "settle"})
 	})
 }
@@ -313,15 +328,34 @@ func (d *driver) guardedChange(who string, signed bool) []op {
 	}
 	ops = append(ops, changes...)
 	if signed {
-		for _, u := range append([]string{"root"}, randomUsers...) {
-			for _, pw := range []string{"pw", "pw2"} {
-				if u != "root" || pw == "pw" {
-					ops = append(ops, d.one("Auth.Authenticate", &pb.AuthenticateRequest{Name: u, Password: pw})...)
-				}
+		ops = append(ops, d.newTokens()...)
+	}
+	return ops
+}
+
+// newTokens has everybody ask for one, with either password.
+func (d *driver) newTokens() []op {
+	var ops []op
+	for _, u := range append([]string{"root"}, randomUsers...) {
+		for _, pw := range []string{"pw", "pw2"} {
+			if u != "root" || pw == "pw" {
+				ops = append(ops, d.one("Auth.Authenticate", &pb.AuthenticateRequest{Name: u, Password: pw})...)
 			}
 		}
 	}
 	return ops
+}
+
+// killOrStart kills a member, or starts the one that is dead.
+func (d *driver) killOrStart() []op {
+	if d.dead < memberCount {
+		back := op{verb: "start", member: d.dead}
+		d.dead = memberCount
+		return append([]op{back}, d.newTokens()...)
+	}
+	d.dead = d.IntN(memberCount)
+	d.streams = slices.DeleteFunc(d.streams, func(s *randomStream) bool { return s.member == d.dead })
+	return []op{{verb: "kill", member: d.dead}}
 }
 
 // straighten makes one key of a range whose end is not behind its key. Whether etcd permits such a range depends on how its

@@ -56,7 +56,7 @@ func (t *target) kill(member int) error {
 	// say from which revision: with one that is still to come it would be told of no progress.
 	seen := t.witness.first()
 	t.witness.close()
-	if err := t.openWitness((member+1)%memberCount, "", 0); err != nil {
+	if err := t.openWitness((member+1)%memberCount, t.witness.user, 0); err != nil {
 		return err
 	}
 	t.witness.mu.Lock()
@@ -79,6 +79,9 @@ func (t *target) revive(member int) error {
 	t.dead[member], t.behind = false, true
 	if err := t.cluster.Members[member].Ready(ctx); err != nil {
 		return err
+	}
+	if t.witness != nil && t.witness.user != "" {
+		return nil // only users are told the versions, which were agreed on long ago
 	}
 	_, err := settled(ctx, t.conns[member])
 	return err
@@ -133,16 +136,13 @@ func killingEpisode(p *pair, seed, episode uint64, kills int) error {
 		if err := some(20 + d.IntN(120)); err != nil {
 			return err
 		}
-		victim := d.IntN(memberCount)
-		if err := p.do([]op{{verb: "kill", member: victim}}); err != nil {
+		if err := p.all(d.killOrStart()); err != nil {
 			return err
 		}
-		d.dead = victim
-		d.streams = slices.DeleteFunc(d.streams, func(s *randomStream) bool { return s.member == victim })
 		if err := some(20 + d.IntN(120)); err != nil {
 			return err
 		}
-		if err := p.do([]op{{verb: "start", member: victim}}); err != nil {
+		if err := p.do([]op{{verb: "start", member: d.dead}}); err != nil {
 			return err
 		}
 		d.dead = memberCount

@@ -15,6 +15,7 @@ var (
 	seedFlag    = flag.Uint64("seed", 0, "seed of the random calls; 0 takes one by chance")
 	firstFlag   = flag.Int("episode", 0, "number of the first episode of the random calls")
 	killsFlag   = flag.Int("kills", 3, "members to kill under random calls (TestKills)")
+	jsonFlag    = flag.Int("json", 8, "one in how many random calls and watch streams goes over the JSON gateway")
 	tlsFlag     = flag.Bool("tls", false, "TLS for clients and between members, with certificates both ways, on both systems")
 	scriptFlag  = flag.String("script", "", "a script to run")
 	trivetFlag  = flag.String("trivet", "", "the binary to test instead of the checkout's")

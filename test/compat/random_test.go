@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -28,6 +29,8 @@ type randomStream struct {
 	name   string
 	user   string
 	member int
+	json   bool // a websocket of the gateway
+	body   bool // one HTTP call of the gateway; it has its only watcher
 	future bool // its watchers begin now or later; those of the others, now or earlier
 	lost   bool // a watcher began before what is compacted: etcd gives no more progress, so it is closed soon
 	ids    []int64
@@ -274,7 +277,11 @@ func (d *driver) next() []op {
 }
 
 func (d *driver) one(method string, req proto.Message) []op {
-	return []op{{verb: "call", method: method, member: d.member(), req: req, json: jsonPaths[method] != "" && d.oneIn(8)}}
+	inJSON := jsonPaths[method] != "" && d.oneIn(*jsonFlag)
+	if pairs != nil && strings.HasPrefix(method, "Auth.") {
+		inJSON = false // the gateway would refuse them because of the certificate's name, and nobody would have a token
+	}
+	return []op{{verb: "call", method: method, member: d.member(), req: req, json: inJSON}}
 }
 
 func (d *driver) read() op {
@@ -338,6 +345,10 @@ func (d *driver) watch() []op {
 	if len(d.streams) < 3 || len(d.streams) < 8 && d.oneIn(4) {
 		d.opened++
 		s := &randomStream{name: fmt.Sprintf("s%d", d.opened), member: d.member(), future: d.oneIn(4)}
+		if d.oneIn(*jsonFlag) && (!d.guarded || pairs == nil) { // the gateway refuses a certificate that names a user
+			s.json = d.oneIn(2)
+			s.body = !s.json
+		}
 		if d.guarded {
 			s.user = d.somebody()
 		}
@@ -346,16 +357,19 @@ func (d *driver) watch() []op {
 	}
 	i := d.IntN(len(d.streams))
 	s := d.streams[i]
-	if s.lost || d.oneIn(8) {
+	if s.lost || s.body && d.coin() || d.oneIn(8) {
 		d.streams = append(d.streams[:i], d.streams[i+1:]...)
 		return []op{{verb: "settle"}, {verb: "close", stream: s.name}}
+	}
+	if s.body {
+		return []op{d.read()}
 	}
 	return d.watchOn(s)
 }
 
 func (d *driver) watchOn(s *randomStream) []op {
 	send := func(r *pb.WatchRequest) []op {
-		return []op{{verb: "watch", method: "Watch.Watch", stream: s.name, member: s.member, user: s.user, req: r}}
+		return []op{{verb: "watch", method: "Watch.Watch", stream: s.name, member: s.member, user: s.user, json: s.json, body: s.body, req: r}}
 	}
 	if len(s.ids) > 0 && d.oneIn(5) {
 		id := s.ids[d.IntN(len(s.ids))]

@@ -22,7 +22,8 @@ type op struct {
 	stream string        // of watch and close: a name, alone in the script
 	req    proto.Message // of call and watch
 	user   string        // of call, and of the first watch on a stream: in whose name, by the token that Authenticate gave last
-	json   bool          // of call: over the JSON gateway
+	json   bool          // of call, and of the first watch on a stream, which is a websocket then: over the JSON gateway
+	body   bool          // of the only watch on a stream: over the JSON gateway, as the body of one HTTP call
 	fails  bool          // of call: an error is wanted
 	either bool          // of call: nothing is said about that
 }
@@ -36,6 +37,8 @@ var memberWord = regexp.MustCompile(`^m[1-9]$`)
 //	? m3 KV.Put value:"1"                  the same, and nothing is said about errors
 //	m1 as alice KV.Put key:"a"             with the token that Auth.Authenticate gave to alice last; "nonsense" has a wrong one
 //	m1 json KV.Put key:"a"                 over the JSON gateway
+//	m2 json watch s create_request:{}      over a websocket of the gateway, if the stream is a new one
+//	m2 body watch s create_request:{}      in the body of one HTTP call of the gateway; nothing more can be sent on the stream
 //	m2 watch s create_request:{key:"a"}    sends on the watch stream s, which the first such line opens
 //	close s                                ends the stream
 //	kill m2                                kill -9 of the second member, of which the streams are closed before
@@ -71,8 +74,13 @@ func parseOp(line string) (op, error) {
 	}
 	if o.json = word == "json"; o.json {
 		word, rest, _ = strings.Cut(rest, " ")
-		if jsonPaths[word] == "" {
+		if word != "watch" && jsonPaths[word] == "" {
 			return o, fmt.Errorf("%q: not a call that is made in JSON here", line)
+		}
+	}
+	if o.body = word == "body"; o.body {
+		if word, rest, _ = strings.Cut(rest, " "); word != "watch" {
+			return o, fmt.Errorf("%q: only a watch can be the body of a call that goes on", line)
 		}
 	}
 	if word == "watch" {
@@ -105,8 +113,11 @@ func (o op) String() string {
 	if o.user != "" {
 		who = "as " + o.user + " "
 	}
-	if o.json {
+	switch {
+	case o.json:
 		who += "json "
+	case o.body:
+		who += "body "
 	}
 	s := fmt.Sprintf("m%d %s%s %s", o.member+1, who, o.method, oneLine(o.req))
 	if o.verb == "watch" {

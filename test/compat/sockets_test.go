@@ -20,12 +20,12 @@ import (
 )
 
 // socket opens a websocket to a path of a member's gateway.
-func (t *target) socket(path string, header http.Header) (*websocket.Conn, *http.Response, error) {
+func (t *target) socket(member int, path string, header http.Header) (*websocket.Conn, *http.Response, error) {
 	d := websocket.Dialer{HandshakeTimeout: patience}
 	if pairs != nil {
 		d.TLSClientConfig = pairs.as(pairs.good)
 	}
-	c, r, err := d.Dial("ws"+strings.TrimPrefix(t.url(0), "http")+path, header)
+	c, r, err := d.Dial("ws"+strings.TrimPrefix(t.url(member), "http")+path, header)
 	if err == nil {
 		err = c.SetReadDeadline(time.Now().Add(patience))
 	}
@@ -84,7 +84,7 @@ func TestWebsockets(t *testing.T) {
 	}
 	for _, path := range []string{"/version", "/health", "/nothing", "/v3", "/metrics"} {
 		systems.same(t, path, func(s *target) (string, error) {
-			c, r, err := s.socket(path, nil)
+			c, r, err := s.socket(0, path, nil)
 			if err == nil {
 				_ = c.Close()
 				return "a websocket", nil
@@ -95,7 +95,7 @@ func TestWebsockets(t *testing.T) {
 }
 
 func (t *target) talk(c talk) (string, error) {
-	conn, r, err := t.socket(c.path, c.header)
+	conn, r, err := t.socket(0, c.path, c.header)
 	if err != nil {
 		return "", err
 	}

@@ -198,7 +198,7 @@ func (t *target) reset() error {
 
 // openWitness has a member tell everything from a revision on, 0 for what is to come, in the name of a user who may see it.
 func (t *target) openWitness(member int, user string, from int64) (err error) {
-	if t.witness, err = openWatch(t, member, user); err != nil {
+	if t.witness, err = openWatch(t, op{member: member, user: user}); err != nil {
 		return err
 	}
 	t.witness.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
@@ -286,13 +286,17 @@ func (t *target) call(o op) outcome {
 
 // named adds the token of a user.
 func (t *target) named(ctx context.Context, user string) context.Context {
-	switch user {
-	case "":
+	if user == "" {
 		return ctx
-	case "nonsense":
-		return metadata.AppendToOutgoingContext(ctx, "token", "nonsense.1")
 	}
-	return metadata.AppendToOutgoingContext(ctx, "token", t.tokens[user])
+	return metadata.AppendToOutgoingContext(ctx, "token", t.token(user))
+}
+
+func (t *target) token(user string) string {
+	if user == "nonsense" {
+		return "nonsense.1"
+	}
+	return t.tokens[user]
 }
 
 // invoke makes a call of any kind: one request, all answers.

@@ -158,6 +158,52 @@ func TestHandshakes(t *testing.T) {
 	}
 }
 
+// TestVersionsAndCiphers compares which versions of TLS and which cipher suites both take after the flags that choose them.
+func TestVersionsAndCiphers(t *testing.T) {
+	if pairs == nil {
+		t.Skip("no -tls")
+	}
+	version := func(low, high uint16) func(*tls.Config) {
+		return func(c *tls.Config) { c.MinVersion, c.MaxVersion = low, high }
+	}
+	suites := func(of ...uint16) func(*tls.Config) {
+		return func(c *tls.Config) { c.MaxVersion, c.CipherSuites = tls.VersionTLS12, of }
+	}
+	for _, flags := range [][]string{
+		{"--tls-min-version=TLS1.3"},
+		{"--tls-min-version=TLS1.2", "--tls-max-version=TLS1.2", "--cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"},
+	} {
+		back := systems.with(flags...)
+		if err := systems.begin(true); err != nil {
+			t.Fatal(err)
+		}
+		taken, refused := 0, 0
+		for name, change := range map[string]func(*tls.Config){
+			"TLS 1.2 and 1.3": version(tls.VersionTLS12, tls.VersionTLS13), "TLS 1.2": version(tls.VersionTLS12, tls.VersionTLS12),
+			"TLS 1.3": version(tls.VersionTLS13, tls.VersionTLS13), "AES 128": suites(tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256),
+			"AES 256": suites(tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384), "ChaCha20": suites(tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256),
+			"RSA": suites(tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384),
+		} {
+			config := pairs.as(pairs.good)
+			change(config)
+			a, b := class(systems.etcd, config), class(systems.trivet, config)
+			if a != b {
+				t.Errorf("%v, a client with %s: etcd %q, Trivet %q", flags, name, a, b)
+			}
+			if t.Logf("%v, a client with %s: %s", flags, name, a); strings.HasPrefix(a, "TLS") {
+				taken++
+			} else {
+				refused++
+			}
+		}
+		if taken < 2 || refused < 3 {
+			t.Errorf("%v: %d clients were taken, %d refused", flags, taken, refused)
+		}
+		back()
+		_ = systems.both(func(s *target) error { s.stop(); return nil }) // they have these flags
+	}
+}
+
 // class is what a client sees of a handshake, and of a request after it.
 func class(s *target, c *tls.Config) string {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -173,7 +219,11 @@ func class(s *target, c *tls.Config) string {
 		return wordsOf(err)
 	}
 	state := conn.ConnectionState()
-	agreed := fmt.Sprintf("%s %q %s", tls.VersionName(state.Version), state.NegotiatedProtocol, state.PeerCertificates[0].Subject)
+	suite := ""
+	if state.Version < tls.VersionTLS13 { // 1.3 chooses by what the processor does fast
+		suite = " " + tls.CipherSuiteName(state.CipherSuite)
+	}
+	agreed := fmt.Sprintf("%s%s %q %s", tls.VersionName(state.Version), suite, state.NegotiatedProtocol, state.PeerCertificates[0].Subject)
 	hello := "GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 	if state.NegotiatedProtocol == "h2" {
 		hello = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"

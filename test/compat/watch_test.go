@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	mvccpb "go.etcd.io/etcd/api/v3/mvccpb"
 )
@@ -17,7 +15,9 @@ import (
 type watchStream struct {
 	target *target
 	member int
-	stream grpc.BidiStreamingClient[pb.WatchRequest, pb.WatchResponse]
+	user   string
+	stream watchConn
+	body   bool // nothing more can be sent on stream
 	cancel context.CancelFunc
 
 	mu       sync.Mutex
@@ -44,15 +44,25 @@ type watcher struct {
 	ended   *pb.WatchResponse
 }
 
-func openWatch(t *target, member int, user string) (*watchStream, error) {
-	ctx, cancel := context.WithCancel(t.named(context.Background(), user))
-	s, err := pb.NewWatchClient(t.conns[member]).Watch(ctx)
+// openWatch opens a stream as the op that is its first one says.
+func openWatch(t *target, o op) (*watchStream, error) {
+	ctx, cancel := context.WithCancel(t.named(context.Background(), o.user))
+	var s watchConn
+	var err error
+	switch {
+	case o.json:
+		s, err = t.openSocketWatch(ctx, o.member, t.token(o.user))
+	case o.body:
+		s = t.openBodyWatch(ctx, o.member, t.token(o.user))
+	default:
+		s, err = pb.NewWatchClient(t.conns[o.member]).Watch(ctx)
+	}
 	if err != nil {
 		cancel()
 		return nil, err
 	}
 	w := &watchStream{
-		target: t, member: member, stream: s, cancel: cancel, more: make(chan struct{}), watchers: make(map[int64]*watcher),
+		target: t, member: o.member, user: o.user, body: o.body, stream: s, cancel: cancel, more: make(chan struct{}), watchers: make(map[int64]*watcher),
 	}
 	go w.receive()
 	return w, nil
@@ -338,7 +348,7 @@ func (t *target) inStep(revision int64) error {
 			answers = answers && one.ended.CompactRevision == 0 // until it is cancelled too, etcd gives no progress
 		}
 		w.mu.Unlock()
-		if answers {
+		if answers && !w.body {
 			if err := w.reach(revision); err != nil {
 				return err
 			}
@@ -362,7 +372,7 @@ func (t *target) watch(o op) error {
 	w := t.streams[o.stream]
 	if w == nil {
 		var err error
-		if w, err = openWatch(t, o.member, o.user); err != nil {
+		if w, err = openWatch(t, o); err != nil {
 			return err
 		}
 		t.streams[o.stream] = w

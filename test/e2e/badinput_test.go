@@ -81,7 +81,7 @@ func TestBadInput(t *testing.T) {
 			m.args = append(m.args, "--heartbeat-interval=soon")
 			return []string{"heartbeat-interval", "soon"}
 		}},
-		{"flag whose work is not done yet", func(_ *testing.T, m *member) []string {
+		{"value that lacks a part", func(_ *testing.T, m *member) []string {
 			m.args = append(m.args, "--auth-token=jwt,pub-key=a")
 			return []string{"auth-token"}
 		}},
@@ -99,7 +99,7 @@ func TestBadInput(t *testing.T) {
 		}},
 		{"name missing from the initial cluster", func(_ *testing.T, m *member) []string {
 			m.set("--initial-cluster", "other="+m.peerURL)
-			return []string{"initial", "m1"}
+			return []string{"--initial-cluster", "--name", "m1"}
 		}},
 		{"peer URLs that differ from the initial cluster's", func(t *testing.T, m *member) []string {
 			m.set("--initial-cluster", "m1="+loopback(freePort(t)))
@@ -141,7 +141,18 @@ func TestBadInput(t *testing.T) {
 		}},
 		{"data directory that is a file", func(t *testing.T, m *member) []string {
 			write(t, m.dir, "a file")
-			return []string{m.dir}
+			return []string{"--data-dir", m.dir, "can be made"}
+		}},
+		{"data directory that is in use", func(t *testing.T, m *member) []string {
+			running := newCluster(t, 1)
+			running.start(running.members...)
+			m.set("--data-dir", running.members[0].dir)
+			return []string{"--data-dir", running.members[0].dir, "in use"}
+		}},
+		{"certificates that are not there", func(t *testing.T, m *member) []string {
+			m.set("--listen-client-urls", strings.Replace(m.clientURL, "http:", "https:", 1))
+			m.args = append(m.args, "--cert-file", "/none.pem", "--key-file", "/none-key.pem")
+			return []string{"--cert-file=/none.pem", "--key-file=/none-key.pem", "no such file"}
 		}},
 		{"config file that is not there", func(t *testing.T, m *member) []string {
 			m.args = []string{"server", "--config-file", filepath.Join(t.TempDir(), "none.yaml")}

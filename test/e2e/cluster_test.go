@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +31,7 @@ type member struct {
 	name      string
 	dir       string
 	clientURL string
+	pages     string // where HTTP is served, if not at clientURL
 	peerURL   string
 	tls       *tls.Config
 	args      []string
@@ -36,12 +39,18 @@ type member struct {
 	starts    int
 }
 
+// handedOut has the ports that tests were given, some of which run side by side.
+var handedOut sync.Map
+
 // freePort returns a loopback port below those that the kernel hands out for outgoing connections, so that a member
-// that is down for a moment cannot lose its port to somebody's dial.
+// that is down for a moment cannot lose its port to somebody's dial. No port is returned twice.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 200 {
 		port := 20000 + rand.IntN(12000)
+		if _, taken := handedOut.LoadOrStore(port, true); taken {
+			continue
+		}
 		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			l.Close()
@@ -121,9 +130,10 @@ func (m *member) ready(within time.Duration) {
 	deadline := time.Now().Add(within)
 	transport := &http.Transport{TLSClientConfig: m.tls, DisableKeepAlives: true}
 	client := http.Client{Timeout: 2 * time.Second, Transport: transport}
+	pages := cmp.Or(m.pages, m.clientURL)
 	last := "no answer"
 	for time.Now().Before(deadline) {
-		answer, err := client.Get(m.clientURL + "/readyz")
+		answer, err := client.Get(pages + "/readyz")
 		if err == nil {
 			answer.Body.Close()
 			if answer.StatusCode == http.StatusOK {

@@ -15,5 +15,8 @@
 //   - a member that was away ends with the same data as the others (TestLaggingMember);
 //   - a disk under one member that is slow, hangs or is full stops nobody else, and that member goes on when it is well again
 //     (TestHungDisk, TestDiskFillsUp, TestLoneDiskFillsUp);
+//   - a member whose state is not what the log made of it is found, by itself or by etcd's checks, and nobody else's answers
+//     are wrong (TestDiverged, TestCorruptChecks);
+//   - a learner answers linearizable reads, none of them stale, and watches without a gap (TestLearner);
 //   - bad input touches nothing on disk (TestBadInput).
 package e2e

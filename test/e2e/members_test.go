@@ -155,7 +155,11 @@ func TestAddedMember(t *testing.T) {
 	stranger := c.newMember("m3")
 	stranger.args = append(stranger.flags("m1="+c.members[0].peerURL+",m3="+stranger.peerURL), "--initial-cluster-state", "existing")
 	stranger.start()
-	stranger.p.expect(20*time.Second, 0, "which --initial-cluster does not have")
+	stranger.p.expect(20*time.Second, 0, "PeerURLs: no match found for existing member", "which --initial-cluster does not have")
+	few := c.newMember("m4")
+	few.args = append(few.flags("m1="+c.members[0].peerURL+",m2="+m.peerURL+",m4="+few.peerURL), "--initial-cluster-state", "existing")
+	few.start()
+	few.p.expect(20*time.Second, 0, "member count is unequal", "has 3 members", "has 2")
 }
 
 // TestWipedMember joins a member, wipes its disk, and starts it with the same command line: it comes back by itself (E#15107,

@@ -189,14 +189,14 @@ func build(packages ...string) error {
 	return nil
 }
 
-// built returns the folder that holds the binaries trivet, discovery, config, lock, election and queue.
+// built returns the folder that holds the binaries trivet, spoil, discovery, config, lock, election and queue.
 func built(t testing.TB) string {
 	t.Helper()
 	buildOnce.Do(func() {
 		if buildDir, buildErr = os.MkdirTemp("", "trivet-e2e-"); buildErr != nil {
 			return
 		}
-		if buildErr = build("./examples/..."); buildErr != nil {
+		if buildErr = build("./examples/...", "./test/spoil"); buildErr != nil {
 			return
 		}
 		trivet := filepath.Join(buildDir, "trivet")

@@ -58,8 +58,9 @@ func alarms(t *testing.T, client *clientv3.Client, some bool) {
 	}
 }
 
-// TestQuota: members that reached their quota refuse puts with etcd's error, go on reading, deleting and compacting, and take
+// TestQuota: members that reached their quota refuse puts with etcd's error, go on reading, deleting, revoking leases and compacting, and take
 // puts again after that, twice.
+// The alarm clears itself, and no size is too large for the quota (E#9992, E#17318, E#20753).
 func TestQuota(t *testing.T) {
 	const quota = 8 << 20
 	c := startCluster(t, 3, fmt.Sprint("--quota-backend-bytes=", quota))
@@ -68,6 +69,13 @@ func TestQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
+		lease, err := client.Grant(t.Context(), 600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Put(t.Context(), "leased", "", clientv3.WithLease(lease.ID)); err != nil {
+			t.Fatal(err)
+		}
 		fillUp(t, client, quota)
 		alarms(t, client, true)
 		for _, m := range c.members {
@@ -78,6 +86,12 @@ func TestQuota(t *testing.T) {
 			if r, err := one.Get(t.Context(), "k"); err != nil || len(r.Kvs) != 1 || string(r.Kvs[0].Value) != "v" {
 				t.Errorf("a get on %s: %v, %v", m.name, r, err)
 			}
+		}
+		if _, err := client.Revoke(t.Context(), lease.ID); err != nil {
+			t.Errorf("a revocation without space: %v", err)
+		}
+		if r, err := client.Get(t.Context(), "leased"); err != nil || len(r.Kvs) > 0 {
+			t.Errorf("the key of a lease that was revoked: %v, %v", r, err)
 		}
 		cleanUp(t, client)
 		alarms(t, client, false)

@@ -12,7 +12,8 @@ import (
 // TestRollingRestart stops the members one after the other with SIGTERM and starts each again, while clients that know all
 // of them put, compare and put, read, watch and keep leases alive. No call fails, nothing is lost or done twice, and the
 // watchers see every revision once. The clients make each call once; what they do beyond that is etcd's client's own: it
-// tries reads again that found a member gone, and writes only that cannot have been sent.
+// tries reads again that found a member gone, and writes only that cannot have been sent. The same holds for clients of the JSON
+// gateway, which keep their connections.
 //
 // The first three stops meet the leader. TRIVET_E2E_CLIENTS sets how many clients there are, each with connections of its own.
 func TestRollingRestart(t *testing.T) {

@@ -145,6 +145,7 @@ func (s *steady) startClient(ctx context.Context, client *clientv3.Client, i int
 	if i >= 4 {
 		return // of these a few are enough
 	}
+	s.startJSON(i)
 	s.repeat("range", func(ctx context.Context) error {
 		answer, err := client.Get(ctx, "steady/range/", clientv3.WithPrefix())
 		if err == nil && len(answer.Kvs) != 200 {
@@ -184,6 +185,29 @@ func (s *steady) startClient(ctx context.Context, client *clientv3.Client, i int
 		return err
 	})
 	s.keepLease(ctx, client, i)
+}
+
+// startJSON starts callers that do the same over the JSON gateway.
+func (s *steady) startJSON(i int) {
+	put := &steadyWriter{key: fmt.Sprintf("steady/json/%03d", i)}
+	s.writers = append(s.writers, put)
+	writing, reading := newJSONClient(s.c), newJSONClient(s.c)
+	s.repeat("json put", func(ctx context.Context) error {
+		n := put.acknowledged.Load() + 1
+		err := writing.put(ctx, put.key, strconv.FormatInt(n, 10))
+		if err == nil {
+			put.acknowledged.Store(n)
+		}
+		return err
+	})
+	s.repeat("json get", func(ctx context.Context) error {
+		least := put.acknowledged.Load()
+		found, err := reading.number(ctx, put.key)
+		if err == nil && found < least {
+			err = fmt.Errorf("%s is %d, but %d was acknowledged before the read began", put.key, found, least)
+		}
+		return err
+	})
 }
 
 // keepLease keeps a lease alive until the end: etcd's client asks three times in its time to live, and must be answered.

@@ -82,9 +82,9 @@ func tryPut(m *member, c *tls.Config) error {
 	return err
 }
 
-// refusal is what a member says to a client that it does not want.
-func refusal(m *member, c *tls.Config) error {
-	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", strings.TrimPrefix(m.clientURL, "https://"), c)
+// refusal is what a member's listener says to a client that it does not want.
+func refusal(url string, c *tls.Config) error {
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 10 * time.Second}, "tcp", strings.TrimPrefix(url, "https://"), c)
 	if err != nil {
 		return err
 	}
@@ -108,6 +108,10 @@ func TestTLS(t *testing.T) {
 	alice := old.Issue(pki.Spec{CN: "alice"})
 	k.show(alice)
 	c := newClusterOver(t, k.config(), 3, k.mutual()...)
+	first := c.members[0]
+	var metrics string
+	first.pages, metrics = strings.Replace(loopback(freePort(t)), "http", "https", 1), strings.Replace(loopback(freePort(t)), "http", "https", 1)
+	first.args = append(first.args, "--listen-client-http-urls="+first.pages, "--listen-metrics-urls="+metrics)
 	c.start(c.members...)
 
 	// A client of one member that is not killed must keep its one connection.
@@ -147,11 +151,17 @@ func TestTLS(t *testing.T) {
 	pki.Write(k.dir, "ca.pem", next.PEM)
 	pki.Write(k.dir, "crl.der", next.Revoke(carol))
 	for _, m := range c.members {
-		if err := refusal(m, k.as(alice)); err == nil || !strings.Contains(err.Error(), "unknown certificate authority") {
+		if err := refusal(m.clientURL, k.as(alice)); err == nil || !strings.Contains(err.Error(), "unknown certificate authority") {
 			t.Errorf("a client of the CA that is gone, at %s: %v", m.name, err)
 		}
-		if err := refusal(m, k.as(carol)); err == nil || !strings.Contains(err.Error(), "bad certificate") {
-			t.Errorf("a client that was revoked, at %s: %v", m.name, err)
+		listeners := []string{m.clientURL}
+		if m == first {
+			listeners = append(listeners, first.pages, metrics)
+		}
+		for _, url := range listeners {
+			if err := refusal(url, k.as(carol)); err == nil || !strings.Contains(err.Error(), "bad certificate") {
+				t.Errorf("a client that was revoked, at %s, %s: %v", m.name, url, err)
+			}
 		}
 		m.p.expect(10*time.Second, 0, "rejected connection: the certificate is of an unknown authority", "127.0.0.1:", "CN=alice")
 		m.p.expect(10*time.Second, 0, "rejected connection: the certificate is revoked", "CN=carol")
@@ -222,6 +232,66 @@ func TestJoinOverTLS(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestJoinByClientURLsOverTLS joins members whose own URLs are without TLS at the client URL of a cluster that has TLS for
+// clients alone: with the cluster's CA, and a certificate where one is asked for, they come in. Without, or where authentication
+// is on, they are told why, and what to do; by the peer URL they come in nevertheless.
+func TestJoinByClientURLsOverTLS(t *testing.T) {
+	ca := pki.NewCA("ca")
+	k := newKeys(t, ca)
+	ca.Issue(pki.Spec{CN: "server", Hosts: []string{"127.0.0.1"}}).WriteTo(k.dir, "server")
+	ca.Issue(pki.Spec{CN: "root"}).WriteTo(k.dir, "root")
+	trust := "--trusted-ca-file=" + pki.Write(k.dir, "ca.pem", ca.PEM)
+	show := []string{"--cert-file=" + filepath.Join(k.dir, "root.pem"), "--key-file=" + filepath.Join(k.dir, "root-key.pem")}
+	c := newClusterOver(t, k.config(), 1)
+	first := c.members[0]
+	first.peerURL = strings.Replace(first.peerURL, "https", "http", 1)
+	first.args = append(first.flags("m1="+first.peerURL), "--cert-file="+filepath.Join(k.dir, "server.pem"), "--key-file="+filepath.Join(k.dir, "server-key.pem"), trust, "--client-cert-auth")
+	open := loopback(freePort(t)) // to anybody
+	first.args = append(first.args, "--listen-client-urls="+first.clientURL+","+open)
+	k.show(ca.Issue(pki.Spec{CN: "root"}))
+	c.start(first)
+
+	plain := c.tls
+	join := func(endpoint string, flags ...string) *member {
+		c.tls = nil // its own URLs
+		m := c.newMember(fmt.Sprintf("m%d", len(c.members)+1))
+		c.tls = plain
+		m.args = append(m.joining(endpoint), flags...)
+		m.start()
+		return m
+	}
+	comesIn := func(m *member) {
+		t.Helper()
+		m.ready(60 * time.Second)
+		c.members = append(c.members, m)
+	}
+	refused := func(m *member, words ...string) {
+		t.Helper()
+		if status := m.p.wait(60 * time.Second); status != 1 {
+			t.Errorf("it ended with %d", status)
+		}
+		m.p.expect(time.Second, 0, words...)
+	}
+	refused(join(first.clientURL), "no cluster answers there", "x509: ", "--peer-trusted-ca-file")
+	refused(join(first.clientURL, trust), "no cluster answers there", "certificate required")
+	comesIn(join(first.clientURL, append(show, trust)...))
+	comesIn(join(strings.TrimPrefix(first.clientURL, "https://"), append(show, trust)...))
+
+	client := c.client(first)
+	for _, call := range []func(context.Context) error{
+		func(ctx context.Context) error { _, err := client.UserAdd(ctx, "root", "pw"); return err },
+		func(ctx context.Context) error { _, err := client.UserGrantRole(ctx, "root", "root"); return err },
+		func(ctx context.Context) error { _, err := client.AuthEnable(ctx); return err },
+	} {
+		if err := call(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	comesIn(join(first.clientURL, append(show, trust)...)) // as the user that its certificate names
+	refused(join(open, trust), "authentication is on", "give peer URLs")
+	comesIn(join(first.peerURL))
 }
 
 // shownBy is the certificate that a member shows.

@@ -1,11 +1,13 @@
-// Package bolt reads files of bbolt, the store of etcd, that nobody vouches for: backups that were cut short, that lay on
+// Package bolt reads and writes files of bbolt, the store of etcd. It reads those that nobody vouches for: backups that were cut short, that lay on
 // bad disks, or that are no such files at all. The library itself trusts its file: on a damaged one it panics, reads
 // beyond the end of the mapping, or follows a circle of pages until the stack ends. Here whatever the bytes are, the answer
 // is what they hold or ErrDamaged with the page, memory stays bounded, and the file is only read.
 //
-// It never writes; package backup writes such files with the library.
+// Writer writes a file in one go, which the library, made for changing files, does at several times the cost; what it wrote
+// the library takes for its own.
 //
-// Attacked by FuzzFile, which changes files that the library wrote, and by the tests that read what the library wrote.
+// Attacked by FuzzFile, which changes files that the library wrote, by the tests that read what the library wrote, and by
+// TestLibraryTakesWhatIsWritten, which has the library read, check and change what Writer wrote.
 package bolt
 
 import (
@@ -35,6 +37,7 @@ const (
 	flagBranch    = 1
 	flagLeaf      = 2
 	flagMeta      = 4
+	flagFreelist  = 16
 	elementBucket = 1
 )
 
