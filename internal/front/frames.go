@@ -204,6 +204,12 @@ func (c *conn) takeData(f frame, p []byte) error {
 // takeData gives a call what it was sent.
 func (k *call) takeData(f frame, p []byte) error {
 	c := k.c
+	if f.flags.Has(http2.FlagDataEndStream) && k.head.method != nil && k.head.method.stream != nil {
+		// Before its handler can see the end, and answer.
+		c.mu.Lock()
+		k.halfClosed = true
+		c.mu.Unlock()
+	}
 	k.mu.Lock()
 	if k.err != nil {
 		k.mu.Unlock()
