@@ -123,6 +123,7 @@ func (c *conn) serve() {
 	}
 	var fault connError
 	if errors.As(err, &fault) && !c.dead {
+		c.appendPongs()
 		c.out = appendGoAway(c.out, c.maxID, fault.code, fault.text)
 		c.lastWords = true
 	}

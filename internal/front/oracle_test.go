@@ -250,6 +250,7 @@ var conversations = map[string]func(*raw){
 			r.ok(r.fr.WritePing(false, [8]byte{}))
 		}
 		r.untilNoted(0, "GOAWAY")
+		r.note(0, "answers: %d", strings.Count(r.log[0].String(), "PONG"))
 	},
 	"frames of other kinds": func(r *raw) {
 		r.ok(r.fr.WriteRawFrame(77, 0xff, 0, []byte("unknown")))

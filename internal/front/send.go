@@ -87,10 +87,7 @@ func (c *conn) writeOn() {
 func (c *conn) write() {
 	for n := 0; !c.dead; n++ {
 		if !c.delayPongs() {
-			for _, data := range c.pongs {
-				c.out = appendPing(c.out, http2.FlagPingAck, data)
-			}
-			c.pongs, c.overdue = c.pongs[:0], false
+			c.appendPongs()
 		}
 		if len(c.out) == 0 {
 			c.room.Broadcast()
@@ -135,6 +132,14 @@ func (c *conn) delayPongs() bool {
 		c.later = time.AfterFunc(pongDelay, c.pushLater)
 	}
 	return true
+}
+
+// appendPongs appends what answers pings. mu is held.
+func (c *conn) appendPongs() {
+	for _, data := range c.pongs {
+		c.out = appendPing(c.out, http2.FlagPingAck, data)
+	}
+	c.pongs, c.overdue = c.pongs[:0], false
 }
 
 func (c *conn) pushLater() {
