@@ -172,7 +172,7 @@ func (c *conn) die() {
 		return
 	}
 	c.dead = true
-	c.out, c.queue = nil, nil
+	c.out = nil
 	_ = c.nc.Close()
 	c.resume.Broadcast()
 	c.room.Broadcast()

@@ -140,6 +140,26 @@ func TestDeadlineWhileUploading(t *testing.T) {
 	}
 }
 
+// Whoever waits for his turn is woken when the connection ends, and when his call does.
+func TestEndWhileQueued(t *testing.T) {
+	_, srv, addr := start(t, true, options{minTime: time.Nanosecond})
+	for n := range 20 {
+		r := dial(t, addr, window(1<<20))
+		for i := range uint32(8) {
+			r.call(2*i+1, "Give", "100000")
+		}
+		r.untilSum(65535)
+		r.sync()
+		r.ok(r.fr.WriteRSTStream(3, http2.ErrCodeCancel))
+		r.ok(r.fr.WriteRSTStream(7, http2.ErrCodeCancel))
+		r.ok(r.fr.WriteWindowUpdate(0, 1000))
+		if n%2 == 0 {
+			_ = r.conn.Close()
+		}
+	}
+	srv.Stop() // returns when all handlers have
+}
+
 // What calls leave unread does not stand in the way of others, and windows are given back.
 func TestUnreadRequests(t *testing.T) {
 	_, _, addr := start(t, true, options{minTime: time.Nanosecond})

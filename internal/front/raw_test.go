@@ -212,6 +212,23 @@ func (r *raw) untilBody(id uint32, n int) {
 	}
 }
 
+// untilSum reads until so many bytes have come on all streams together.
+func (r *raw) untilSum(n int) {
+	r.t.Helper()
+	for {
+		sum := 0
+		for _, b := range r.body {
+			sum += len(b)
+		}
+		if sum >= n {
+			return
+		}
+		if !r.one() {
+			r.t.Fatalf("the connection ended after %d bytes of %d", sum, n)
+		}
+	}
+}
+
 // sync reads until the server has answered a ping, so that it has taken all that was said before.
 func (r *raw) sync() {
 	r.t.Helper()
