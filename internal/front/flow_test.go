@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -281,4 +283,70 @@ func TestClientStream(t *testing.T) {
 	if err := s.waited(t, "timed"); err == nil {
 		t.Error("the handler's context did not end")
 	}
+}
+
+// Answers of all sizes, streams and cancelled calls share connections; each gets its own answer, and the stop finds nobody left.
+func TestManyAtOnce(t *testing.T) {
+	_, srv, addr := start(t, true, options{})
+	conns := []*grpc.ClientConn{client(t, addr), client(t, addr)}
+	ctx := within(t)
+	var all sync.WaitGroup
+	for i := range 16 {
+		all.Go(func() {
+			rnd := rand.New(rand.NewPCG(1, uint64(i)))
+			for range 50 {
+				if err := oneOfMany(ctx, conns[rnd.IntN(len(conns))], rnd); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+	srv.Stop()
+}
+
+func oneOfMany(ctx context.Context, conn *grpc.ClientConn, rnd *rand.Rand) error {
+	size := rnd.IntN(1 << (5 + rnd.IntN(14)))
+	in, out := pattern(size), []byte(nil)
+	switch rnd.IntN(4) {
+	case 0: // and go away before all of it is there
+		ctx, cancel := context.WithTimeout(ctx, time.Duration(rnd.IntN(3000))*time.Microsecond)
+		defer cancel()
+		err := conn.Invoke(ctx, "/test.Test/Give", ptr("300000"), &out)
+		if c := status.Code(err); c != codes.OK && c != codes.DeadlineExceeded && c != codes.Canceled {
+			return err
+		}
+		return nil
+	case 1:
+		stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/test.Test/Bidi")
+		for n := 0; n < 5 && err == nil; n++ {
+			if err = stream.SendMsg(&in); err == nil {
+				err = stream.RecvMsg(&out)
+			}
+			if err == nil && !bytes.Equal(in, out) {
+				return fmt.Errorf("%d bytes came back as %d others", len(in), len(out))
+			}
+		}
+		if err == nil {
+			err = stream.CloseSend()
+		}
+		if err == nil && !errors.Is(stream.RecvMsg(&out), io.EOF) {
+			return errors.New("a stream has no end")
+		}
+		return err
+	case 2:
+		if err := conn.Invoke(ctx, "/test.Test/Give", ptr("300000"), &out); err != nil {
+			return err
+		}
+		in = pattern(300_000)
+	default:
+		if err := conn.Invoke(ctx, "/test.Test/Echo", &in, &out); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(in, out) {
+		return fmt.Errorf("%d bytes were answered with %d others", len(in), len(out))
+	}
+	return nil
 }
