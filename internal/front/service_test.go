@@ -109,6 +109,12 @@ func (s *service) desc() *grpc.ServiceDesc {
 			{MethodName: "Fail", Handler: unary(fail)},
 			{MethodName: "Meta", Handler: unary(meta)},
 			{MethodName: "Wait", Handler: unary(s.wait)},
+			{MethodName: "Begun", Handler: unary(func(ctx context.Context, in []byte) ([]byte, error) {
+				if err := grpc.SendHeader(ctx, nil); err != nil { // so that the client knows
+					return nil, err
+				}
+				return s.wait(ctx, in)
+			})},
 			{MethodName: "Hold", Handler: unary(s.hold)},
 			{MethodName: "Seen", Handler: unary(seen)},
 		},

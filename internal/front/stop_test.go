@@ -84,9 +84,9 @@ func TestGracefulStopOfSilence(t *testing.T) {
 func TestStop(t *testing.T) {
 	s, srv, addr := start(t, true, options{})
 	r := dial(t, addr)
-	r.call(1, "Wait", "x")
+	r.call(1, "Begun", "x")
 	r.headers(3, false, fields("Bidi")...)
-	r.sync()
+	r.untilNoted(1, "HEADERS")
 	stopped := make(chan struct{})
 	go func() {
 		srv.GracefulStop()
@@ -103,16 +103,19 @@ func TestStop(t *testing.T) {
 
 // A client that sends no sign of life is let go; one that answers pings stays.
 func TestKeepalive(t *testing.T) {
-	s, _, addr := start(t, true, options{interval: 50 * time.Millisecond, timeout: 50 * time.Millisecond})
+	t.Parallel()
+	s, _, addr := start(t, true, options{interval: time.Second, timeout: time.Second})
 	r := dial(t, addr)
-	r.call(1, "Wait", "silent")
+	r.call(1, "Begun", "silent")
+	r.untilNoted(1, "HEADERS")
 	if err := s.waited(t, "silent"); !errors.Is(err, context.Canceled) {
 		t.Errorf("the context ended with %v", err)
 	}
 
 	s, _, addr = start(t, true, options{interval: 50 * time.Millisecond, timeout: wait})
 	r = dial(t, addr)
-	r.call(1, "Wait", "answers")
+	r.call(1, "Begun", "answers")
+	r.untilNoted(1, "HEADERS")
 	for range 5 {
 		r.pinged = false
 		r.ok(r.fr.WritePing(true, r.nextPing()))
@@ -198,8 +201,8 @@ func TestTrace(t *testing.T) {
 		},
 		"undecodable": func(r *raw) { r.call(1, "Echo", "undecodable") },
 		"cancelled": func(r *raw) {
-			r.call(1, "Wait", "x")
-			r.sync()
+			r.call(1, "Begun", "x")
+			r.untilNoted(1, "HEADERS")
 			r.ok(r.fr.WriteRSTStream(1, http2.ErrCodeCancel))
 			r.ended[1] = true
 		},
