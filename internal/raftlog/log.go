@@ -22,7 +22,7 @@ type Options struct {
 	// SegmentBytes is the size of a segment file; 0 means 64 MiB. At least 8 KiB, at most 1 GiB. It may change between
 	// runs. The very first segment is smaller (firstSegmentBytes), so that a new member does not wait for zeros.
 	SegmentBytes int64
-	// CacheBytes bounds the entries kept in memory for Entries; 0 means 16 MiB, and a negative value means none.
+	// CacheBytes bounds the entries kept in memory for Entries; 0 means 8 MiB, and a negative value means none.
 	CacheBytes int64
 
 	Logger *slog.Logger        // nil discards
@@ -38,7 +38,7 @@ const (
 	defaultSegmentBytes = 64 << 20
 	minSegmentBytes     = 8 << 10
 	maxOptionBytes      = 1 << 30
-	defaultCacheBytes   = 16 << 20
+	defaultCacheBytes   = 8 << 20
 	firstSegmentBytes   = 4 << 20
 )
 

@@ -70,7 +70,7 @@ type Options struct {
 	Logger  *slog.Logger
 
 	// RingEvents and RingBytes bound the recent events held in memory, with their encodings. At a bound the oldest
-	// revisions leave the ring and watchers that still want them read the store. Defaults 65,536 and 32 MiB.
+	// revisions leave the ring and watchers that still want them read the store. Defaults 32,768 and 32 MiB.
 	RingEvents int
 	RingBytes  int64
 	// BatchBytes and BatchRevisions bound one Batch; it exceeds them only by its last revision. Defaults 1 MiB and 1000.
@@ -102,7 +102,7 @@ func (o *Options) fill() {
 			*v = d
 		}
 	}
-	def(&o.RingEvents, 65536)
+	def(&o.RingEvents, 32768)
 	def(&o.BatchBytes, 1<<20)
 	def(&o.BatchRevisions, 1000)
 	def(&o.WatcherPending, 1024)

@@ -170,6 +170,36 @@ func (l *load) verify(t *testing.T, name string, client *clientv3.Client) {
 	}
 }
 
+// verifyUpTo finds what was acknowledged up to the revision, and not what was written last.
+func (l *load) verifyUpTo(t *testing.T, client *clientv3.Client, revision int64) {
+	t.Helper()
+	got := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return client.Get(ctx, "load/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	})
+	there := map[string]bool{}
+	for _, pair := range got.Kvs {
+		there[string(pair.Key)] = true
+	}
+	kept := 0
+	for w := range l.revisions {
+		for i, acknowledged := range l.revisions[w] {
+			if acknowledged > revision {
+				continue
+			}
+			if kept++; !there[loadKey(w, i)] {
+				t.Errorf("%s, acknowledged at revision %d, is lost, but the member had shown revision %d", loadKey(w, i), acknowledged, revision)
+			}
+		}
+		if last := loadKey(w, l.each-1); there[last] {
+			t.Errorf("%s was written after the member went down, and is there", last)
+		}
+	}
+	if kept == 0 {
+		t.Error("nothing was acknowledged before the member went down")
+	}
+	t.Logf("of %d writes %d had to be there, %d are", l.total, kept, len(there))
+}
+
 // TestLoadAndKill loads keys with many writers, kills each member in turn and then all three without a warning, and
 // finds every acknowledged write; watchers and leases live through all of it.
 func TestLoadAndKill(t *testing.T) {

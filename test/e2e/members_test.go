@@ -162,30 +162,44 @@ func TestAddedMember(t *testing.T) {
 	few.p.expect(20*time.Second, 0, "member count is unequal", "has 3 members", "has 2")
 }
 
-// TestWipedMember joins a member, wipes its disk, and starts it with the same command line: it comes back by itself (E#15107,
-// E#21611).
+// TestWipedMember wipes the disk of a member that joined, under a writer and a watcher, and starts it with the same command
+// line: it comes back by itself, and nothing acknowledged is lost (E#15107, E#21611).
 func TestWipedMember(t *testing.T) {
 	c := startCluster(t, 3)
 	wiped := c.members[2]
 	wiped.args = wiped.joining(c.endpoints(c.members[:2]...)...)
-	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
+	start := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "start") })
+	watcher := audit(t, "all members", c.client(), start.Header.Revision+1)
+	l := startLoad(t, c.client(), 8, 250)
 	before := wiped.id()
+	l.reach(10)
 	c.kill(wiped)
 	if err := os.RemoveAll(wiped.dir); err != nil {
 		t.Fatal(err)
 	}
+	l.reach(20)
 	wiped.start()
 	wiped.ready(60 * time.Second)
 	if after := wiped.id(); after == before {
 		t.Error("it has its old id")
 	}
-	c.agree(30 * time.Second)
+	l.reach(40)
 	c.kill(wiped)
 	wiped.start()
 	wiped.ready(30 * time.Second)
 	// It counts: the cluster lives with it and one other.
-	c.kill(c.others(wiped)[0])
+	l.reach(60)
+	other := c.others(wiped)[0]
+	c.kill(other)
 	retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client(wiped).Put(ctx, "k", "w") })
+	l.reach(100)
+	l.writers.Wait()
+	c.start(other)
+	revision := c.agree(30 * time.Second)
+	for _, m := range c.members {
+		l.verify(t, m.name, c.client(m))
+	}
+	watcher.reach(t, revision, 30*time.Second)
 
 	taken := c.newMember(wiped.name)
 	taken.args = taken.joining(wiped.peerURL)
@@ -267,32 +281,53 @@ func TestMovedWhileOthersAway(t *testing.T) {
 	c.agree(30 * time.Second)
 }
 
-// TestForceNewCluster makes a cluster of one out of a member of three, with all that was acknowledged.
+// TestForceNewCluster makes a cluster of one out of a member of three, under a writer and a watcher that go on with it.
+//
+// What may be lost: that which the member had not heard of when it went down. An acknowledged write is on two of three, so with the
+// third member down first, everything acknowledged is on the two that are left, and either of them has it all. The third has
+// what it had shown before it went down, and lacks what was acknowledged afterwards: forced, it would lose that.
 func TestForceNewCluster(t *testing.T) {
 	c := startCluster(t, 3)
-	put := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") })
-	c.agree(20 * time.Second)
-	c.kill(c.members...)
-	survivor, lost := c.members[0], c.members[1]
+	survivor, lost, third := c.members[0], c.members[1], c.members[2]
+	start := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "start") })
+	watcher := audit(t, "the survivor", c.client(survivor, lost), start.Header.Revision+1)
+	l := startLoad(t, c.client(survivor, lost), 8, 250)
+	l.reach(15)
+	shown := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client(third).Get(ctx, "start") })
+	c.kill(third)
+	l.reach(40)
+	c.kill(survivor, lost)
+
 	plain := survivor.args
 	survivor.args = append(plain[:len(plain):len(plain)], "--force-new-cluster")
 	c.members = c.members[:1]
 	c.start(survivor)
-	got := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "k") })
-	if len(got.Kvs) != 1 || got.Kvs[0].ModRevision != put.Header.Revision {
-		t.Errorf("k: %v", got.Kvs)
-	}
 	list := retry(t, func(ctx context.Context) (*clientv3.MemberListResponse, error) { return c.client().MemberList(ctx) })
 	if len(list.Members) != 1 {
 		t.Errorf("members: %v", list.Members)
 	}
+	l.reach(60)
 	lost.start()
 	lost.p.expect(20*time.Second, 0, "this member has been removed from the cluster")
 	c.kill(survivor)
 	survivor.args = plain
 	c.start(survivor)
+	l.reach(70)
 	c.add(c.client(), "m9")
-	c.agree(30 * time.Second)
+	l.reach(100)
+	l.writers.Wait()
+	revision := c.agree(30 * time.Second)
+	for _, m := range c.members {
+		l.verify(t, m.name, c.client(m))
+	}
+	watcher.reach(t, revision, 30*time.Second)
+	c.kill(c.members...)
+
+	third.args = append(third.args, "--force-new-cluster")
+	c.members = []*member{third}
+	c.start(third)
+	l.verifyUpTo(t, c.client(), shown.Header.Revision)
+	audit(t, "the third", c.client(), start.Header.Revision+1).reach(t, shown.Header.Revision, 30*time.Second)
 }
 
 // TestJoinWithOtherData starts members that joined one cluster with the endpoints of another, by peer URL and by client URL:
