@@ -84,9 +84,7 @@ Every client and tool of etcd 3.7 works with it.
 	root.SetIn(t.in)
 	root.SetOut(t.out)
 	root.SetErr(t.err)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w; %s --help lists the flags", err, cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(t.serverCommand(), t.devCommand(), ctlCommand(), t.inspectCommand(), t.gatewayCommand(), t.grpcProxyCommand(), t.utlCommand("utl"), t.versionCommand())
 	return root
 }

@@ -37,7 +37,7 @@ as flags of trivet server.`,
 	}
 	cmd.Flags().StringVar(&o.dataDir, "data-dir", "trivet-data", "directory for the members' data and logs")
 	cmd.Flags().BoolVar(&o.fresh, "fresh", false, "begin with an empty cluster; what the directory held is deleted")
-	cmd.Flags().IntVar(&o.nodes, "nodes", 0, "members: 1, 3, 5 or 7 (default: as many as the directory has, or 3)")
+	cmd.Flags().Var((*clusterSize)(&o.nodes), "nodes", "members: 1, 3, 5 or 7 (default: as many as the directory has, or 3)")
 	cmd.Flags().BoolVar(&o.json, "json", false, "print the table of members as one JSON object")
 	return cmd
 }

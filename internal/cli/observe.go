@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
@@ -24,6 +25,23 @@ import (
 
 // hexID is how etcd writes ids in labels.
 func hexID(id uint64) string { return fmt.Sprintf("%x", id) }
+
+// perPeer looks a peer's metric up by its id, whose text is made once: of is asked for each frame.
+func perPeer[M any](of func(labels ...string) M) func(id uint64) M {
+	var known atomic.Pointer[map[uint64]M]
+	known.Store(&map[uint64]M{})
+	return func(id uint64) M {
+		all := *known.Load()
+		one, ok := all[id]
+		if !ok {
+			one = of(hexID(id))
+			more := maps.Clone(all)
+			more[id] = one
+			known.Store(&more) // who is overtaken here is looked up again the next time
+		}
+		return one
+	}
+}
 
 func observeMember(m *metrics.Metrics, log *slog.Logger, slowApply, heartbeat time.Duration) server.Observer {
 	var leader uint64 // of the last change; the replica calls from one goroutine
@@ -157,9 +175,10 @@ func observeApplied(m *metrics.Metrics, out *fsm.Outcome, took time.Duration) {
 }
 
 func observeTransport(m *metrics.Metrics, self string) transport.Observer {
+	sent, received := perPeer(m.PeerSentBytes.WithLabelValues), perPeer(m.PeerReceivedBytes.WithLabelValues)
 	return transport.Observer{
-		Sent:       func(to uint64, n int) { m.PeerSentBytes.WithLabelValues(hexID(to)).Add(float64(n)) },
-		Received:   func(from uint64, n int) { m.PeerReceivedBytes.WithLabelValues(hexID(from)).Add(float64(n)) },
+		Sent:       func(to uint64, n int) { sent(to).Add(float64(n)) },
+		Received:   func(from uint64, n int) { received(from).Add(float64(n)) },
 		SendFailed: func(to uint64, n int) { m.PeerSentFailures.WithLabelValues(hexID(to)).Add(float64(n)) },
 		RoundTrip: func(peer uint64, d time.Duration) {
 			m.PeerRoundTripSeconds.WithLabelValues(hexID(peer)).Observe(d.Seconds())

@@ -2,8 +2,11 @@ package cli
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,4 +85,27 @@ func TestOwnCommandsAreNotEtcds(t *testing.T) {
 		return
 	}
 	t.Error("nothing was counted")
+}
+
+// A peer's metric is looked up once, also by many at once, and no peer gets another's.
+func TestPerPeer(t *testing.T) {
+	var made atomic.Int64
+	of := perPeer(func(labels ...string) string {
+		made.Add(1)
+		return labels[0]
+	})
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for i := range uint64(400) {
+				if id := 0xa0 + i%4; of(id) != fmt.Sprintf("%x", id) {
+					t.Errorf("%x has that of %s", id, of(id))
+				}
+			}
+		})
+	}
+	all.Wait()
+	if n := made.Load(); n < 4 || n > 400 {
+		t.Errorf("looked up %d times", n)
+	}
 }

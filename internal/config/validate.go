@@ -117,6 +117,9 @@ func (c *Config) validate(given map[string]setting, fromFile bool) error {
 	if err := c.validateURLs(at); err != nil {
 		return err
 	}
+	if err := checkEndpoints(c.Join); err != nil {
+		return fmt.Errorf("%s: %w", at("join"), err)
+	}
 	if err := c.validateTimes(at); err != nil {
 		return err
 	}
@@ -263,6 +266,20 @@ func (c *Config) validateURLs(at func(string) string) error {
 			if !Unix(u) && (u.Hostname() == "" || u.Port() == "0") {
 				return fmt.Errorf("%s: nobody can reach %q; write http://HOST:PORT with a host and a port", at(a.name), u.String())
 			}
+		}
+	}
+	return nil
+}
+
+// checkEndpoints checks what names members without saying what for: each is a URL, or a host and a port.
+func checkEndpoints(endpoints []string) error {
+	for _, e := range endpoints {
+		whole := e
+		if !strings.Contains(e, ":/") {
+			whole = "http://" + e
+		}
+		if _, err := parseURL(strings.TrimSuffix(whole, "/")); err != nil {
+			return fmt.Errorf("%q is neither a URL nor a host and a port; write it as http://HOST:PORT, https://HOST:PORT or HOST:PORT", e)
 		}
 	}
 	return nil

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/trivet-kv/trivet/internal/front"
 	"github.com/trivet-kv/trivet/internal/metrics"
 	"github.com/trivet-kv/trivet/internal/rpc"
 )
@@ -59,8 +60,8 @@ type Options struct {
 // Server serves clients from Start to Stop.
 type Server struct {
 	o         Options
-	grpc      *grpc.Server // for connections that speak nothing else
-	inner     *grpc.Server // behind the HTTP servers, which end before it
+	grpc      *front.Server // for connections that speak nothing else
+	inner     *grpc.Server  // behind the HTTP servers, which end before it
 	http      *http.Server
 	monitor   *http.Server
 	memory    *bufconn.Listener // the JSON gateway's way to the services
@@ -90,7 +91,7 @@ func Start(o Options) (*Server, error) {
 		o.CheckTimeout = 7 * time.Second
 	}
 	s := &Server{
-		o: o, grpc: rpc.NewServer(o.Services, o.GRPC), inner: rpc.NewServer(o.Services, o.GRPC, grpc.WaitForHandlers(true)),
+		o: o, grpc: rpc.NewFront(o.Services, o.GRPC), inner: rpc.NewServer(o.Services, o.GRPC, grpc.WaitForHandlers(true)),
 		failed: make(chan error, 1),
 	}
 	s.life, s.end = context.WithCancel(context.Background())
@@ -132,7 +133,7 @@ func (s *Server) refuseNames() bool {
 }
 
 // open serves gRPC, HTTP or both on a door.
-func (s *Server) open(d Door, grpc *grpc.Server, http *http.Server) {
+func (s *Server) open(d Door, grpc *front.Server, http *http.Server) {
 	if grpc != nil && http == s.http && len(s.o.HTTP) > 0 {
 		http = nil
 	}

@@ -28,9 +28,10 @@ compactor:                              # drives a compaction's steps beside the
 datadir:                                # the layout of the data directory
 tracing:                                # spans to a collector; others make them
 metrics:                                # the list of measurements; others give it values
-rpc: auth command fsm kv metrics mvcc token watch  # services: validate, translate, encode
+front:                                  # gRPC over HTTP/2; knows no service
+rpc: auth command front fsm kv metrics mvcc token watch  # services: validate, translate, encode; joins them to servers
 rpc/rpctest: auth command engine fsm kv member mvcc rpc watch # a member in memory for tests of services and their doors
-gateway: certs kv metrics rpc           # HTTP in front of the same services
+gateway: certs front kv metrics rpc           # HTTP in front of the same services
 proxy: gateway                          # a gRPC proxy in front of members: knows them as a client does
 certs:                                  # certificate files and handshakes; knows no words
 config:                                 # settings; knows nobody
@@ -61,7 +62,8 @@ go.etcd.io/etcd/server/v3/proxy/tcpproxy: internal/cli # gateway start
 go.etcd.io/etcd/server/v3/proxy/grpcproxy: internal/proxy # the services of grpc-proxy start; it brings etcd's server along (docs/decisions/0011)
 go.etcd.io/etcd/server/v3: # never: what compares with etcd is a module of its own
 go.uber.org/zap: internal/cli internal/proxy # etcd's client and proxies want one
-google.golang.org/grpc: internal/rpc internal/gateway internal/proxy internal/metrics internal/cli examples bench test/collector # a member's grpc server is joined in rpc alone
+google.golang.org/grpc: internal/front internal/rpc internal/gateway internal/proxy internal/metrics internal/cli examples bench test/collector # a member's grpc servers are joined in rpc alone; front is one
+golang.org/x/net: internal/front # constants of HTTP/2, and HPACK
 github.com/grpc-ecosystem/go-grpc-middleware: internal/proxy # counts a proxy's calls under etcd's names
 github.com/grpc-ecosystem/grpc-gateway/v2: internal/gateway # the JSON form
 github.com/gorilla/websocket: internal/gateway # the JSON form over websockets; what etcd uses, so that handshakes answer alike
@@ -69,7 +71,7 @@ go.opentelemetry.io/otel/attribute: internal/rpc # what a span says of a request
 go.opentelemetry.io/otel/trace: internal/rpc internal/tracing # the spans of requests
 go.opentelemetry.io/proto/otlp: test/collector # what spans are sent as
 go.opentelemetry.io: internal/tracing # so that what spans are sent by can be replaced
-google.golang.org/grpc/stats: internal/rpc internal/tracing # what makes a span of each call
+google.golang.org/grpc/stats: internal/front internal/rpc internal/tracing # what makes a span of each call
 github.com/go-logr/logr: internal/tracing # through which OpenTelemetry's library logs
 github.com/prometheus: internal/metrics internal/proxy # others call observers; a proxy shows what etcd's packages count
 golang.org/x/sys: internal/cli # SO_REUSEPORT

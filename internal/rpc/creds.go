@@ -20,17 +20,22 @@ type doorCredentials struct{}
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (doorCredentials) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c, authInfo(c), nil
+}
+
+// authInfo is what the front door found out about a connection.
+func authInfo(c net.Conn) credentials.AuthInfo {
 	s, ok := c.(Secured)
 	if !ok {
-		return c, nil, nil
+		return nil
 	}
 	state, secure := s.TLSState()
 	if !secure {
-		return c, nil, nil
+		return nil
 	}
 	info := credentials.TLSInfo{State: state}
 	info.SecurityLevel = credentials.PrivacyAndIntegrity
-	return c, info, nil
+	return info
 }
 
 // ClientHandshake implements credentials.TransportCredentials; there is no client.

@@ -37,7 +37,7 @@ func serve(t testing.TB, o rpc.Options, w watch.Options) *served {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := rpc.New(o)
-	gs := rpc.NewServer(s, rpc.ServerOptions{})
+	gs := rpc.NewFront(s, rpc.ServerOptions{})
 	l := bufconn.Listen(1 << 20)
 	ended := make(chan struct{})
 	go func() {

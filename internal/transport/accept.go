@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -68,7 +69,7 @@ func (t *Transport) serveConn(conn net.Conn) {
 		}
 		return
 	}
-	in := &inConn{t: t, from: h.from, conn: conn}
+	in := newInConn(t, h.from, conn)
 	if h.stream == streamAsk {
 		in.serveAsk()
 		return
@@ -146,8 +147,21 @@ type inConn struct {
 	serving sync.WaitGroup // calls being served
 	slots   chan struct{}  // MaxCalls of them
 
-	mu  sync.Mutex // guards writing
-	out buffer
+	mu      sync.Mutex
+	out     buffer    // frames to be written next
+	writing bool      // somebody writes, or is about to
+	room    sync.Cond // out was taken by the one who writes
+	broken  error     // why nothing is sent any more
+
+	// Of the one who writes.
+	taken    buffer
+	deadline time.Time
+}
+
+func newInConn(t *Transport, from uint64, conn net.Conn) *inConn {
+	c := &inConn{t: t, from: from, conn: conn}
+	c.room.L = &c.mu
+	return c
 }
 
 func (c *inConn) read() error {
@@ -208,19 +222,59 @@ func (c *inConn) answer(id uint64, body []byte, err error) error {
 	return c.write(frameAnswer, append(head, 0), body)
 }
 
-// write sends one frame.
+// write sends one frame: it puts it behind those that are to be sent, and writes them unless somebody does. That one takes it
+// along, so that answers that come together leave together. Errors of a connection may come late: its reader notices too.
 func (c *inConn) write(kind byte, parts ...[]byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.out.reset()
+	for c.writing && c.out.len() >= maxBatch && c.broken == nil {
+		c.room.Wait()
+	}
+	if c.broken != nil {
+		return c.broken
+	}
 	start := c.out.begin(kind)
 	for _, p := range parts {
 		c.out.arena = append(c.out.arena, p...)
 	}
 	c.out.end(start)
-	if err := c.conn.SetWriteDeadline(time.Now().Add(c.t.c.StallTimeout)); err != nil {
-		return err
+	if c.writing {
+		return nil
 	}
-	c.t.c.Observer.Sent(c.from, c.out.len())
-	return c.out.writeTo(c.conn)
+	c.writing = true
+	c.mu.Unlock()
+	runtime.Gosched() // those who are about to answer too
+	c.mu.Lock()
+	for c.out.len() > 0 && c.broken == nil {
+		c.out, c.taken = c.taken, c.out
+		c.room.Broadcast()
+		c.mu.Unlock()
+		err := c.flush()
+		c.mu.Lock()
+		if err != nil {
+			c.broken = err
+			c.room.Broadcast()
+			_ = c.conn.Close() // which its reader waits for
+		}
+	}
+	c.writing = false
+	return c.broken
+}
+
+// flush writes what was taken.
+func (c *inConn) flush() error {
+	// Moving the deadline once per half of it is as good as at every frame, and cheaper.
+	if now := time.Now(); c.deadline.Sub(now) < c.t.c.StallTimeout/2 {
+		c.deadline = now.Add(c.t.c.StallTimeout)
+		if err := c.conn.SetWriteDeadline(c.deadline); err != nil {
+			return err
+		}
+	}
+	c.t.c.Observer.Sent(c.from, c.taken.len())
+	err := c.taken.writeTo(c.conn)
+	if cap(c.taken.arena) > maxBatch {
+		c.taken = buffer{} // an answer that long is rare
+	}
+	c.taken.reset()
+	return err
 }

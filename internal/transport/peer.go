@@ -411,9 +411,13 @@ func (s *stream) write(ctx context.Context, conn net.Conn) error {
 // readAnswers reads what the acceptor writes back: pongs and answers to calls.
 func (s *stream) readAnswers(conn net.Conn) error {
 	r := bufio.NewReader(conn)
+	var extended time.Time
 	for {
-		if err := conn.SetReadDeadline(time.Now().Add(5 * s.p.t.c.Keepalive)); err != nil {
-			return err
+		if now := time.Now(); now.Sub(extended) >= s.p.t.c.Keepalive {
+			extended = now
+			if err := conn.SetReadDeadline(now.Add(6 * s.p.t.c.Keepalive)); err != nil {
+				return err
+			}
 		}
 		kind, payload, err := readFrame(r, s.p.t.c.MaxFrameBytes)
 		if err == io.EOF {
