@@ -40,10 +40,6 @@ type Options struct {
 	Trace stats.Handler
 }
 
-// workers is how many goroutines wait for calls. A call that finds none free gets a new one, whose stack must grow several
-// times before it has reached the store.
-const workers = 64
-
 // method is one entry of the table of methods, fixed before the server serves.
 type method struct {
 	impl   any
@@ -59,8 +55,7 @@ type Server struct {
 	methods  map[string]*method // by path; fixed before Serve
 	services map[string]grpc.ServiceInfo
 
-	work     chan *call // unbuffered: a call is handed to a worker that waits
-	endWork  sync.Once
+	workers  workers
 	handlers sync.WaitGroup // calls that were dispatched
 
 	mu        sync.Mutex
@@ -84,17 +79,11 @@ func New(o Options) *Server {
 		o.PingTimeout = 20 * time.Second
 	}
 	s := &Server{
-		o: o, methods: make(map[string]*method), services: make(map[string]grpc.ServiceInfo), work: make(chan *call),
+		o: o, methods: make(map[string]*method), services: make(map[string]grpc.ServiceInfo),
 		conns: make(map[*conn]struct{}), listeners: make(map[net.Listener]struct{}),
 	}
 	s.changed = sync.NewCond(&s.mu)
-	for range workers {
-		go func() {
-			for k := range s.work {
-				s.run(k)
-			}
-		}()
-	}
+	s.workers.run = s.run
 	return s
 }
 
@@ -220,17 +209,13 @@ func (s *Server) stop(now bool) {
 	s.mu.Unlock()
 	// No connection is left, so nobody dispatches any more.
 	s.handlers.Wait()
-	s.endWork.Do(func() { close(s.work) })
+	s.workers.end()
 }
 
 // dispatch has a call's handler run.
 func (s *Server) dispatch(k *call) {
 	s.handlers.Add(1)
-	select {
-	case s.work <- k:
-	default:
-		go s.run(k)
-	}
+	s.workers.do(k)
 }
 
 // connContext is what the contexts of a connection's calls are made of. It never ends: calls end by themselves.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,9 +16,13 @@ import (
 )
 
 // faultsVariable names a folder in the environment of this test's own binary, which then is Trivet with a disk that is as
-// bad as the files in that folder say: none of the syncs of the data directory ends while "hang" is there, and each takes a
-// second while "slow" is.
+// bad as the files in that folder say: none of the syncs of the data directory ends while "hang" is there, each takes a
+// second while "slow" is, and there is no room for files with one of fullNames in their name while "full " and that is.
 const faultsVariable = "TRIVET_E2E_FAULTS"
+
+// fullNames tell the kinds of files that there may be no room for: tables and the manifest of the state, and what the data
+// directory says of itself.
+var fullNames = []string{".sst", "MANIFEST", "member.json", "members.json", "STATE"}
 
 // runFaulty is main of a member with such a disk.
 func runFaulty(faults string) int {
@@ -68,30 +73,61 @@ func (f faultyFS) has(kind string) bool {
 	return err == nil
 }
 
-func (f faultyFS) wrap(file vfs.File, err error) (vfs.File, error) {
+func (f faultyFS) wrap(name string, file vfs.File, err error) (vfs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return faultyFile{file, f}, nil
+	return faultyFile{file, f, name}, nil
 }
 
 func (f faultyFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return f.wrap(f.FS.Create(name, c))
+	file, err := f.FS.Create(name, c)
+	return f.wrap(name, file, err)
 }
 
 func (f faultyFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
-	return f.wrap(f.FS.OpenReadWrite(name, c, o...))
+	file, err := f.FS.OpenReadWrite(name, c, o...)
+	return f.wrap(name, file, err)
 }
 
-func (f faultyFS) OpenDir(name string) (vfs.File, error) { return f.wrap(f.FS.OpenDir(name)) }
+func (f faultyFS) OpenDir(name string) (vfs.File, error) {
+	file, err := f.FS.OpenDir(name)
+	return f.wrap(name, file, err)
+}
 
 func (f faultyFS) ReuseForWrite(oldname, newname string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	return f.wrap(f.FS.ReuseForWrite(oldname, newname, c))
+	file, err := f.FS.ReuseForWrite(oldname, newname, c)
+	return f.wrap(newname, file, err)
 }
 
 type faultyFile struct {
 	vfs.File
-	fs faultyFS
+	fs   faultyFS
+	name string
+}
+
+// room returns an error if there is none for this file.
+func (f faultyFile) room() error {
+	for _, part := range fullNames {
+		if strings.Contains(filepath.Base(f.name), part) && f.fs.has("full "+part) {
+			return &os.PathError{Op: "write", Path: f.name, Err: syscall.ENOSPC}
+		}
+	}
+	return nil
+}
+
+func (f faultyFile) Write(p []byte) (int, error) {
+	if err := f.room(); err != nil {
+		return 0, err
+	}
+	return f.File.Write(p)
+}
+
+func (f faultyFile) WriteAt(p []byte, off int64) (int, error) {
+	if err := f.room(); err != nil {
+		return 0, err
+	}
+	return f.File.WriteAt(p, off)
 }
 
 func (f faultyFile) wait() {
