@@ -63,4 +63,8 @@ var goneFlags = map[string]string{
 	"discovery-proxy": "discovery by a URL is gone; use --discovery-token and --discovery-endpoints, or --discovery-srv",
 	"enable-v2":       "the v2 API is gone; leave the flag out",
 	"proxy":           "the v2 proxy is gone; grpc-proxy start is the one of v3",
+	"debug":           "use --log-level=debug",
+
+	"experimental-enable-v2v3": "the v2 API is gone; leave the flag out",
+	"log-package-levels":       "levels of single packages are gone; use --log-level",
 }
