@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -152,59 +153,94 @@ type KeepAliveStream interface {
 }
 
 // LeaseKeepAlive answers each request of the stream in turn until the client closes it or ctx, which must come from
-// StreamContext, ends. Recv is called from another goroutine than Send and may outlive this call until the front door
-// ends the stream, which it does when this call returns.
+// StreamContext, ends. Recv and Send are called from another goroutine; Send not after this call has returned, while Recv may
+// outlive it until the front door ends the stream, which it does when this call returns.
 //
 // When the services drain, a stream that was answered ends: its client comes again elsewhere. One that was not may be that of
 // a client that asks once and does not try again; it is waited for until firstRequestWait.
 func (s *Services) LeaseKeepAlive(ctx context.Context, stream KeepAliveStream) error {
-	requests := make(chan *pb.LeaseKeepAliveRequest)
-	ended := make(chan error, 1)
-	go func() {
-		for {
-			r, err := stream.Recv()
-			if err != nil {
-				ended <- err
-				return
-			}
-			select {
-			case requests <- r:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	answered, drain := false, s.drain
+	k := keepAlive{s: s, stream: stream, ended: make(chan error, 1)}
+	go k.serve(ctx)
+	drain := s.drain
 	var late <-chan time.Time
 	for {
-		if answered && s.draining() {
-			return rpctypes.ErrGRPCStopped
-		}
 		select {
+		case err := <-k.ended:
+			return err
 		case <-ctx.Done():
+			k.end(true)
 			return streamError(ctx)
 		case <-drain:
+			if k.end(false) {
+				return rpctypes.ErrGRPCStopped
+			}
 			drain, late = nil, time.After(firstRequestWait)
 		case <-late:
+			k.end(true)
 			return rpctypes.ErrGRPCStopped
-		case err := <-ended:
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			s.m.StreamFailures.WithLabelValues("receive", "lease-keepalive").Inc()
-			return toStatus(err)
-		case r := <-requests:
-			out, err := s.renew(ctx, r)
-			if err != nil {
-				return err
-			}
-			if err := stream.Send(out); err != nil {
-				s.m.StreamFailures.WithLabelValues("send", "lease-keepalive").Inc()
-				return toStatus(err)
-			}
-			answered = true
 		}
 	}
+}
+
+// keepAlive is one stream of renewals. Requests are answered by the goroutine that receives them.
+type keepAlive struct {
+	s      *Services
+	stream KeepAliveStream
+	ended  chan error // what the stream ends with; room for one
+
+	mu       sync.Mutex // held while a request is answered
+	answered bool       // one was
+	over     bool       // none will be
+}
+
+func (k *keepAlive) serve(ctx context.Context) {
+	for {
+		r, err := k.stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			err = nil
+		case err != nil:
+			k.s.m.StreamFailures.WithLabelValues("receive", "lease-keepalive").Inc()
+			err = toStatus(err)
+		default:
+			if err = k.answer(ctx, r); err == nil {
+				continue
+			}
+		}
+		k.ended <- err
+		return
+	}
+}
+
+// answer answers one request. Its error ends the stream.
+func (k *keepAlive) answer(ctx context.Context, r *pb.LeaseKeepAliveRequest) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.over {
+		return rpctypes.ErrGRPCStopped // which nobody waits for
+	}
+	out, err := k.s.renew(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := k.stream.Send(out); err != nil {
+		k.s.m.StreamFailures.WithLabelValues("send", "lease-keepalive").Inc()
+		return toStatus(err)
+	}
+	k.answered = true
+	if k.s.draining() {
+		return rpctypes.ErrGRPCStopped
+	}
+	return nil
+}
+
+// end lets no further request be answered, always or only if one was. It waits for one that is being answered, and reports
+// whether it did so.
+func (k *keepAlive) end(always bool) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.over = always || k.answered
+	return k.over
 }
 
 // firstRequestWait is how long a stream of keepalives that has asked nothing yet holds up a stop: etcd's client asks within
