@@ -80,7 +80,7 @@ func (m *Member) Members() []rpc.Member {
 // Status is what Maintenance.Status tells.
 func (m *Member) Status() rpc.Status {
 	s := m.replica.Status()
-	size, inUse := m.machine.state.Load().Engine.DiskUsage()
+	size, inUse := m.diskUsage()
 	return rpc.Status{
 		Leader: s.Leader, CommitIndex: s.Commit, Applied: s.Applied, Term: s.Term, Learner: s.Learner,
 		DBSize: size, DBInUse: inUse, Quota: m.options.QuotaBytes,

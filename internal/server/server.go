@@ -47,6 +47,7 @@ type Member struct {
 	snapshots   snapshots
 	authChanged broadcast
 	room        *room
+	usage       usage
 	overQuota   chan struct{} // capacity 1: a command was refused
 	othersNow   chan struct{} // capacity 1: the members changed
 	sending     sync.Mutex    // held while a member that lost its data is sent the state
