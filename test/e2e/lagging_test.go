@@ -150,7 +150,7 @@ func checkpointsReceived(t *testing.T, m *member) float64 {
 // metric sums the samples of a metric over its labels; one that does not exist counts 0.
 func metric(t *testing.T, m *member, name string) float64 {
 	t.Helper()
-	answer, err := http.Get(m.clientURL + "/metrics")
+	answer, err := (&http.Client{Timeout: time.Minute}).Get(m.clientURL + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
