@@ -170,6 +170,12 @@ func noCluster(asPeers, asClients error) error {
 	if strings.Contains(asClients.Error(), "x509: ") {
 		advice = "; a certificate is held against --trusted-ca-file and --peer-trusted-ca-file, without these against the system's"
 	}
+	for _, sign := range []string{"certificate required", "broken pipe", "connection reset"} { // the first may be lost on its way
+		if strings.Contains(asClients.Error(), sign) {
+			advice += "; where members run with --client-cert-auth, this one shows its --cert-file and --key-file"
+			break
+		}
+	}
 	return fmt.Errorf("no cluster answers there (asked as a member: %w; as a client: %w); give peer or client URLs of members that run%s", asPeers, asClients, advice)
 }
 

@@ -275,7 +275,7 @@ func TestJoinByClientURLsOverTLS(t *testing.T) {
 		m.p.expect(time.Second, 0, words...)
 	}
 	refused(join(first.clientURL), "no cluster answers there", "x509: ", "--peer-trusted-ca-file")
-	refused(join(first.clientURL, trust), "no cluster answers there", "certificate required")
+	refused(join(first.clientURL, trust), "no cluster answers there", "shows its --cert-file")
 	comesIn(join(first.clientURL, append(show, trust)...))
 	comesIn(join(strings.TrimPrefix(first.clientURL, "https://"), append(show, trust)...))
 
