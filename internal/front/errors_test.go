@@ -102,7 +102,7 @@ func TestStreamFaults(t *testing.T) {
 		}},
 		"WINDOW_UPDATE too large": {http2.ErrCodeFlowControl, func(r *raw) { r.call(1, "Wait", "x"); r.ok(r.fr.WriteWindowUpdate(1, 1<<31-1)) }},
 		"more than the window": {http2.ErrCodeFlowControl, func(r *raw) {
-			r.headers(1, false, fields("Hold")...)
+			r.headers(1, false, fields("Deaf")...)
 			r.data(1, false, bytes.Repeat(msg(string(pattern(1000))), 200))
 		}},
 		"PRIORITY of a wrong length": {http2.ErrCodeFrameSize, func(r *raw) { r.call(1, "Wait", "x"); r.ok(r.fr.WriteRawFrame(http2.FramePriority, 0, 1, []byte{1})) }},
