@@ -7,12 +7,10 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
@@ -309,7 +307,3 @@ func contextStatus(err error) error {
 	}
 	return status.Error(codes.Canceled, err.Error())
 }
-
-func peerOf(ctx context.Context) { peer.FromContext(ctx) }
-
-func streamOf(ctx context.Context) { grpc.ServerTransportStreamFromContext(ctx) }

@@ -12,8 +12,10 @@ import (
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
@@ -296,6 +298,6 @@ func parseTimeout(s string) (time.Duration, error) {
 // The keys under which grpc-go keeps things in a context, learned from the functions that look them up.
 var (
 	metadataKey = keyOf(func(ctx context.Context) { metadata.FromIncomingContext(ctx) })
-	peerKey     = keyOf(func(ctx context.Context) { peerOf(ctx) })
-	streamKey   = keyOf(func(ctx context.Context) { streamOf(ctx) })
+	peerKey     = keyOf(func(ctx context.Context) { peer.FromContext(ctx) })
+	streamKey   = keyOf(func(ctx context.Context) { grpc.ServerTransportStreamFromContext(ctx) })
 )

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/proto"
 
@@ -47,6 +46,3 @@ func (c frontCodec) Unmarshal(data []byte, v any) error {
 	c.Metrics.ClientReceivedBytes.Add(float64(len(data)))
 	return proto.Unmarshal(data, m)
 }
-
-// Marshal returns the wire form of v.
-func (c frontCodec) Marshal(v any) (mem.BufferSlice, error) { return c.Codec.Marshal(v) }
