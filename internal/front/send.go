@@ -23,8 +23,8 @@ const (
 	// atOnce is how long an answer may be that is appended as a whole.
 	atOnce = 32 << 10
 	// turnBytes is how much of a long answer is sent before it is the next one's turn, and pieceBytes how much of it in one go.
-	turnBytes  = 512 << 10
-	pieceBytes = 128 << 10
+	turnBytes  = 2 << 20
+	pieceBytes = 256 << 10
 	// rounds is how often one writes what others have brought meanwhile before a goroutine of its own goes on.
 	rounds = 32
 	// keptBytes is how much memory an idle connection keeps for out.
