@@ -7,6 +7,7 @@ import (
 
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/wire"
 )
 
 // The second byte of a row's key says what it is about; the name follows.
@@ -86,100 +87,45 @@ func DecodeRow(key, value []byte) (Row, error) {
 		return Row{}, malformed
 	}
 	name := string(key[2:])
-	d := decoder{b: value[1:]}
+	d := wire.NewReader(bytes.Clone(value[1:]))
 	var row Row
 	switch key[1] {
 	case rowSettings:
-		flags := d.byte()
-		row.Settings = &Settings{Enabled: flags == 1, Revision: d.uvarint(), Disabled: d.uvarint()}
-		d.failed = d.failed || flags > 1 || name != "" || row.Settings.Revision == 0
-	case rowUser:
-		flags := d.byte()
-		u := &User{Name: name, NoPassword: flags == flagNoPassword, Since: d.uvarint(), Hash: d.bytes()}
-		for range d.count() {
-			u.Roles = append(u.Roles, string(d.bytes()))
+		flags := d.Byte()
+		row.Settings = &Settings{Enabled: flags == 1, Revision: d.Uvarint(), Disabled: d.Uvarint()}
+		if flags > 1 || name != "" || row.Settings.Revision == 0 {
+			d.Fail()
 		}
-		d.failed = d.failed || flags > flagNoPassword || name == ""
+	case rowUser:
+		flags := d.Byte()
+		u := &User{Name: name, NoPassword: flags == flagNoPassword, Since: d.Uvarint(), Hash: d.Bytes()}
+		for range d.Count() {
+			u.Roles = append(u.Roles, string(d.Bytes()))
+		}
+		if flags > flagNoPassword || name == "" {
+			d.Fail()
+		}
 		row.User = u
 	case rowRole:
 		r := &Role{Name: name}
-		for range d.count() {
-			access := d.varint()
-			r.Permissions = append(r.Permissions, kv.Permission{Access: kv.Access(access), Range: kv.Range{Key: d.bytes(), End: d.bytes()}})
-			d.failed = d.failed || access != int64(int32(access))
+		for range d.Count() {
+			access := d.Varint()
+			r.Permissions = append(r.Permissions, kv.Permission{Access: kv.Access(access), Range: kv.Range{Key: d.Bytes(), End: d.Bytes()}})
+			if access != int64(int32(access)) {
+				d.Fail()
+			}
 		}
-		d.failed = d.failed || name == ""
+		if name == "" {
+			d.Fail()
+		}
 		row.Role = r
 	default:
 		return Row{}, malformed
 	}
-	if d.failed || len(d.b) > 0 {
+	if !d.Whole() {
 		return Row{}, malformed
 	}
 	return row, nil
-}
-
-// decoder reads from the front of b; after a failure it returns zeros.
-type decoder struct {
-	b      []byte
-	failed bool
-}
-
-func (d *decoder) fail() { d.b, d.failed = nil, true }
-
-func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
-		d.fail()
-		return 0
-	}
-	v := d.b[0]
-	d.b = d.b[1:]
-	return v
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) varint() int64 {
-	v, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-// bytes returns nil for none.
-func (d *decoder) bytes() []byte {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.fail()
-		return nil
-	}
-	if n == 0 {
-		return nil
-	}
-	v := bytes.Clone(d.b[:n])
-	d.b = d.b[n:]
-	return v
-}
-
-// count reads the length of a list, whose elements take a byte at least.
-func (d *decoder) count() int {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.fail()
-		return 0
-	}
-	return int(n)
 }
 
 // SetRow writes a row into an engine that nobody has open as users and roles: what was made elsewhere.

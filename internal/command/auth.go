@@ -62,15 +62,15 @@ func (a *Auth) append(dst []byte) []byte {
 }
 
 func (d *decoder) auth(op AuthOp) *Auth {
-	f := d.byte()
+	f := d.Byte()
 	a := &Auth{
 		Op: op, NoPassword: f&flagNoPassword != 0, BadHash: f&flagBadHash != 0,
-		Name: string(d.bytes()), Role: string(d.bytes()), Hash: d.bytes(), Nonce: string(d.bytes()),
+		Name: string(d.Bytes()), Role: string(d.Bytes()), Hash: d.Bytes(), Nonce: string(d.Bytes()),
 	}
-	access := d.varint()
+	access := d.Varint()
 	a.Permission = kv.Permission{Access: kv.Access(access), Range: d.keyRange()}
 	if access != int64(a.Permission.Access) {
-		d.fail()
+		d.Fail()
 	}
 	return a
 }

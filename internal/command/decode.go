@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/trivet-kv/trivet/internal/kv"
+	"github.com/trivet-kv/trivet/internal/wire"
 )
 
 // ErrMalformed is returned for bytes that no Append made. An entry in the log is guarded by its checksum, so meeting
@@ -27,10 +28,10 @@ func Batch(entry []byte, visit func(origin uint64, encoded []byte) error) error 
 		return ErrMalformed
 	}
 	origin := binary.BigEndian.Uint64(entry[1:])
-	d := decoder{b: entry[batchHeader:]}
-	for len(d.b) > 0 {
-		c := d.bytes()
-		if d.failed {
+	d := wire.NewReader(entry[batchHeader:])
+	for d.Len() > 0 {
+		c := d.Bytes()
+		if d.Failed() {
 			return ErrMalformed
 		}
 		if err := visit(origin, c); err != nil {
@@ -43,24 +44,24 @@ func Batch(entry []byte, visit func(origin uint64, encoded []byte) error) error 
 // PutKey returns the key of a command that puts a single one, for who wants to know keys before commands are run; false for
 // any other command and for bytes that Decode refuses before it comes to the key. The key points into encoded.
 func PutKey(encoded []byte) ([]byte, bool) {
-	d := decoder{b: encoded}
-	if d.byte() != kindPut {
+	d := wire.NewReader(encoded)
+	if d.Byte() != kindPut {
 		return nil, false
 	}
-	d.uvarint() // ID, Time, User, AuthRevision, flags: as Decode
-	d.varint()
-	d.bytes()
-	d.uvarint()
-	d.byte()
-	key := d.bytes()
-	return key, !d.failed
+	d.Uvarint() // ID, Time, User, AuthRevision, flags: as Decode
+	d.Varint()
+	d.Bytes()
+	d.Uvarint()
+	d.Byte()
+	key := d.Bytes()
+	return key, !d.Failed()
 }
 
 // Decode reads the command that Append wrote. Keys and values point into b.
 func (c *Command) Decode(b []byte) error {
-	d := decoder{b: b}
-	kind := d.byte()
-	*c = Command{ID: d.uvarint(), Time: d.varint(), User: string(d.bytes()), AuthRevision: d.uvarint()}
+	d := decoder{wire.NewReader(b)}
+	kind := d.Byte()
+	*c = Command{ID: d.Uvarint(), Time: d.Varint(), User: string(d.Bytes()), AuthRevision: d.Uvarint()}
 	switch kind {
 	case kindPut:
 		c.Put = d.put()
@@ -69,11 +70,11 @@ func (c *Command) Decode(b []byte) error {
 	case kindTxn:
 		c.Txn = d.txn(1)
 	case kindCompact:
-		c.Compact = &Compact{Revision: d.varint()}
+		c.Compact = &Compact{Revision: d.Varint()}
 	case kindLeaseGrant:
-		c.LeaseGrant = &LeaseGrant{ID: kv.LeaseID(d.varint()), TTL: d.varint()}
+		c.LeaseGrant = &LeaseGrant{ID: kv.LeaseID(d.Varint()), TTL: d.Varint()}
 	case kindLeaseRevoke:
-		c.LeaseRevoke = &LeaseRevoke{ID: kv.LeaseID(d.varint()), Term: d.uvarint(), Granted: d.uvarint()}
+		c.LeaseRevoke = &LeaseRevoke{ID: kv.LeaseID(d.Varint()), Term: d.Uvarint(), Granted: d.Uvarint()}
 	case kindLeaseCheckpoint:
 		c.LeaseCheckpoint = d.leaseCheckpoint(true)
 	case kindOldCheckpoint:
@@ -85,7 +86,7 @@ func (c *Command) Decode(b []byte) error {
 	case kindMark:
 		c.Mark = d.mark()
 	case kindFence:
-		c.Fence = &Fence{Member: d.uvarint()}
+		c.Fence = &Fence{Member: d.Uvarint()}
 	default:
 		if d.membership(kind, c) {
 			break
@@ -96,122 +97,61 @@ func (c *Command) Decode(b []byte) error {
 		}
 		return fmt.Errorf("%w: command of kind %d", ErrMalformed, kind)
 	}
-	if d.failed || len(d.b) > 0 {
+	if !d.Whole() {
 		return ErrMalformed
 	}
 	return nil
 }
 
-// decoder reads from the front of b. After the first failure it returns zeros; callers look at failed once, at the end.
-type decoder struct {
-	b      []byte
-	failed bool
-}
+// decoder reads the parts that commands have in common.
+type decoder struct{ wire.Reader }
 
-func (d *decoder) fail() { d.failed, d.b = true, nil }
-
-func (d *decoder) byte() byte {
-	if len(d.b) == 0 {
-		d.fail()
-		return 0
-	}
-	v := d.b[0]
-	d.b = d.b[1:]
-	return v
-}
-
-func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) varint() int64 {
-	v, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.fail()
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-// bytes returns nil for an empty string, so that what was left out stays left out.
-func (d *decoder) bytes() []byte {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.fail()
-		return nil
-	}
-	if n == 0 {
-		return nil
-	}
-	v := d.b[:n:n]
-	d.b = d.b[n:]
-	return v
-}
-
-// count reads the length of a list whose elements take at least one byte each, so that a short input cannot ask for a
-// huge allocation.
-func (d *decoder) count() int {
-	n := d.uvarint()
-	if n > uint64(len(d.b)) {
-		d.fail()
-		return 0
-	}
-	return int(n)
-}
-
-func (d *decoder) keyRange() kv.Range { return kv.Range{Key: d.bytes(), End: d.bytes()} }
+func (d *decoder) keyRange() kv.Range { return kv.Range{Key: d.Bytes(), End: d.Bytes()} }
 
 func (d *decoder) put() *Put {
-	f := d.byte()
+	f := d.Byte()
 	return &Put{
 		PrevKV: f&flagPrevKV != 0, IgnoreValue: f&flagIgnoreValue != 0, IgnoreLease: f&flagIgnoreLease != 0,
-		Key: d.bytes(), Value: d.bytes(), Lease: kv.LeaseID(d.varint()),
+		Key: d.Bytes(), Value: d.Bytes(), Lease: kv.LeaseID(d.Varint()),
 	}
 }
 
 func (d *decoder) deleteRange() *DeleteRange {
-	f := d.byte()
+	f := d.Byte()
 	return &DeleteRange{PrevKV: f&flagPrevKV != 0, Range: d.keyRange()}
 }
 
 func (d *decoder) rangeOptions() *kv.RangeOptions {
-	f := d.byte()
+	f := d.Byte()
 	o := &kv.RangeOptions{
 		KeysOnly: f&flagKeysOnly != 0, CountOnly: f&flagCountOnly != 0,
-		Range: d.keyRange(), Revision: d.varint(), Limit: d.varint(),
-		Target: kv.SortTarget(d.byte()), Order: kv.SortOrder(d.byte()),
+		Range: d.keyRange(), Revision: d.Varint(), Limit: d.Varint(),
+		Target: kv.SortTarget(d.Byte()), Order: kv.SortOrder(d.Byte()),
 	}
 	if f&flagBounds != 0 {
-		o.MinMod, o.MaxMod, o.MinCreate, o.MaxCreate = d.varint(), d.varint(), d.varint(), d.varint()
+		o.MinMod, o.MaxMod, o.MinCreate, o.MaxCreate = d.Varint(), d.Varint(), d.Varint(), d.Varint()
 	}
 	return o
 }
 
 func (d *decoder) txn(depth int) *Txn {
 	if depth > MaxTxnDepth {
-		d.fail()
+		d.Fail()
 		return nil
 	}
 	t := &Txn{}
-	if n := d.count(); n > 0 {
+	if n := d.Count(); n > 0 {
 		t.Compare = make([]Compare, n)
 	}
 	for i := range t.Compare {
 		c := &t.Compare[i]
-		c.Target, c.Result, c.Range = CompareTarget(d.byte()), CompareResult(d.byte()), d.keyRange()
+		c.Target, c.Result, c.Range = CompareTarget(d.Byte()), CompareResult(d.Byte()), d.keyRange()
 		if c.Target == CompareValue {
-			c.Value = d.bytes()
+			c.Value = d.Bytes()
 		} else {
-			c.Int = d.varint()
+			c.Int = d.Varint()
 		}
-		if d.failed {
+		if d.Failed() {
 			return nil
 		}
 	}
@@ -221,13 +161,13 @@ func (d *decoder) txn(depth int) *Txn {
 }
 
 func (d *decoder) ops(depth int) []Op {
-	n := d.count()
+	n := d.Count()
 	if n == 0 {
 		return nil
 	}
 	ops := make([]Op, n)
 	for i := range ops {
-		switch kind := d.byte(); kind {
+		switch kind := d.Byte(); kind {
 		case kindPut:
 			ops[i].Put = d.put()
 		case kindDeleteRange:
@@ -237,9 +177,9 @@ func (d *decoder) ops(depth int) []Op {
 		case kindRange:
 			ops[i].Range = d.rangeOptions()
 		default:
-			d.fail()
+			d.Fail()
 		}
-		if d.failed {
+		if d.Failed() {
 			return nil
 		}
 	}
@@ -248,26 +188,26 @@ func (d *decoder) ops(depth int) []Op {
 
 func (d *decoder) leaseCheckpoint(grants bool) *LeaseCheckpoint {
 	c := &LeaseCheckpoint{}
-	if n := d.count(); n > 0 {
+	if n := d.Count(); n > 0 {
 		c.Leases = make([]kv.Lease, n)
 	}
 	for i := range c.Leases {
-		c.Leases[i] = kv.Lease{ID: kv.LeaseID(d.varint()), Remaining: d.varint()}
+		c.Leases[i] = kv.Lease{ID: kv.LeaseID(d.Varint()), Remaining: d.Varint()}
 		if grants {
-			c.Leases[i].Granted = d.uvarint()
+			c.Leases[i].Granted = d.Uvarint()
 		}
 	}
-	c.Term = d.uvarint()
+	c.Term = d.Uvarint()
 	return c
 }
 
 func (d *decoder) memberPublish() *MemberPublish {
-	return &MemberPublish{ID: d.uvarint(), Name: string(d.bytes()), ClientURLs: d.strings()}
+	return &MemberPublish{ID: d.Uvarint(), Name: string(d.Bytes()), ClientURLs: d.strings()}
 }
 
 func (d *decoder) alarm() *Alarm {
-	f := d.byte()
+	f := d.Byte()
 	return &Alarm{Raise: f&flagRaise != 0, Found: f&flagFound != 0, Alarm: kv.Alarm{
-		Type: kv.AlarmType(d.varint()), MemberID: d.uvarint(), Own: f&flagOwn != 0,
+		Type: kv.AlarmType(d.Varint()), MemberID: d.Uvarint(), Own: f&flagOwn != 0,
 	}}
 }

@@ -31,16 +31,9 @@ func (m *Mark) append(dst []byte) []byte {
 }
 
 func (d *decoder) mark() *Mark {
-	f := d.byte()
+	f := d.Byte()
 	if f > 1 {
-		d.fail()
+		d.Fail()
 	}
-	m := &Mark{Restart: f == 1, Agreed: Note{Index: d.uvarint(), Since: d.uvarint()}}
-	if len(d.b) < 8 {
-		d.fail()
-		return m
-	}
-	m.Agreed.Hash = binary.BigEndian.Uint64(d.b)
-	d.b = d.b[8:]
-	return m
+	return &Mark{Restart: f == 1, Agreed: Note{Index: d.Uvarint(), Since: d.Uvarint(), Hash: d.Uint64()}}
 }

@@ -63,17 +63,17 @@ func (c *Command) appendMembership(dst []byte) []byte {
 func (d *decoder) membership(kind byte, c *Command) bool {
 	switch kind {
 	case kindMemberAdd:
-		c.MemberAdd = &MemberAdd{ID: d.uvarint(), Learner: d.flag(), MaxLearners: d.uvarint(), PeerURLs: d.strings()}
+		c.MemberAdd = &MemberAdd{ID: d.Uvarint(), Learner: d.flag(), MaxLearners: d.Uvarint(), PeerURLs: d.strings()}
 	case kindMemberRemove:
-		c.MemberRemove = &MemberRemove{ID: d.uvarint()}
+		c.MemberRemove = &MemberRemove{ID: d.Uvarint()}
 	case kindMemberPromote:
-		c.MemberPromote = &MemberPromote{ID: d.uvarint()}
+		c.MemberPromote = &MemberPromote{ID: d.Uvarint()}
 	case kindMemberUpdate:
-		c.MemberUpdate = &MemberUpdate{ID: d.uvarint(), PeerURLs: d.strings()}
+		c.MemberUpdate = &MemberUpdate{ID: d.Uvarint(), PeerURLs: d.strings()}
 	case kindClusterVersion:
-		c.ClusterVersion = &ClusterVersion{Version: string(d.bytes())}
+		c.ClusterVersion = &ClusterVersion{Version: string(d.Bytes())}
 	case kindDowngrade:
-		c.Downgrade = &Downgrade{Enabled: d.flag(), Target: string(d.bytes())}
+		c.Downgrade = &Downgrade{Enabled: d.flag(), Target: string(d.Bytes())}
 	default:
 		return false
 	}
@@ -82,21 +82,21 @@ func (d *decoder) membership(kind byte, c *Command) bool {
 
 // flag reads a byte that is 0 or 1.
 func (d *decoder) flag() bool {
-	b := d.byte()
+	b := d.Byte()
 	if b > 1 {
-		d.fail()
+		d.Fail()
 	}
 	return b == 1
 }
 
 func (d *decoder) strings() []string {
-	n := d.count()
+	n := d.Count()
 	if n == 0 {
 		return nil
 	}
 	all := make([]string, n)
 	for i := range all {
-		all[i] = string(d.bytes())
+		all[i] = string(d.Bytes())
 	}
 	return all
 }

@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -75,8 +72,7 @@ type Server struct {
 	leaving   atomic.Bool  // Stop has begun
 	keptAlive atomic.Int64 // connections of HTTP/1
 
-	done   sync.WaitGroup
-	failed chan error
+	loops *Loops
 }
 
 // memoryBuffer is how many bytes may be under way in each direction between the JSON gateway and the services.
@@ -92,7 +88,7 @@ func Start(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, grpc: rpc.NewFront(o.Services, o.GRPC), inner: rpc.NewServer(o.Services, o.GRPC, grpc.WaitForHandlers(true)),
-		failed: make(chan error, 1),
+		loops: NewLoops(),
 	}
 	s.life, s.end = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
@@ -109,11 +105,15 @@ func Start(o Options) (*Server, error) {
 		}
 		mux.Handle("/v3/", s.websockets(h))
 	}
-	s.http = s.httpServer(s.sendAway(s.byContent(&access{origins: o.CORS, hosts: o.HostWhitelist, next: mux, refuseNames: s.refuseNames})))
+	var h http.Handler = &access{origins: o.CORS, hosts: o.HostWhitelist, next: mux, refuseNames: s.refuseNames}
+	if len(o.HTTP) == 0 {
+		h = ByContent(s.inner, h)
+	}
+	s.http = NewHTTPServer(s.sendAway(h), o.SilentTimeout, o.GRPC.MaxConcurrentStreams)
 	s.http.ConnState = s.countKept
 	monitor := http.NewServeMux()
 	s.pages(monitor)
-	s.monitor = s.httpServer(monitor)
+	s.monitor = NewHTTPServer(monitor, o.SilentTimeout, o.GRPC.MaxConcurrentStreams)
 
 	for _, d := range o.Clients {
 		s.open(d, s.grpc, s.http)
@@ -140,36 +140,15 @@ func (s *Server) open(d Door, grpc *front.Server, http *http.Server) {
 	sp := newSplitter(d, grpc != nil, http != nil, s.o.SilentTimeout, s.o.Logger)
 	s.splitters = append(s.splitters, sp)
 	if grpc != nil {
-		s.serve(func() error { return grpc.Serve(sp.grpc) })
+		s.loops.Go(func() error { return grpc.Serve(sp.grpc) })
 	}
 	if http != nil {
-		s.serve(func() error { return http.Serve(sp.http) })
+		s.loops.Go(func() error { return http.Serve(sp.http) })
 	}
 }
 
-func (s *Server) httpServer(h http.Handler) *http.Server {
-	streams := int(min(s.o.GRPC.MaxConcurrentStreams, math.MaxInt32))
-	if streams == 0 {
-		streams = math.MaxInt32
-	}
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: s.o.SilentTimeout,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: streams},
-		ErrorLog:          log.New(io.Discard, "", 0), // what clients do wrong is theirs to see
-	}
-}
-
-// byContent sends gRPC calls to the services, which come here over the connections of clients that can speak HTTP/1 too.
-func (s *Server) byContent(pages http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor == 2 && len(s.o.HTTP) == 0 && strings.Contains(r.Header.Get("Content-Type"), "application/grpc") {
-			s.inner.ServeHTTP(w, r)
-			return
-		}
-		pages.ServeHTTP(w, r)
-	})
-}
+// Failed tells that a listener has broken. It holds at most one error.
+func (s *Server) Failed() <-chan error { return s.loops.Failed() }
 
 // pages are those that every HTTP listener has.
 func (s *Server) pages(mux *http.ServeMux) {
@@ -181,29 +160,10 @@ func (s *Server) pages(mux *http.ServeMux) {
 	}).register(mux)
 }
 
-// serve runs one accept loop; the first that fails for another reason than the stop is reported by Failed.
-func (s *Server) serve(f func() error) {
-	s.done.Add(1)
-	go func() {
-		defer s.done.Done()
-		err := f()
-		if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
-			return
-		}
-		select {
-		case s.failed <- fmt.Errorf("gateway: serve clients: %w", err):
-		default:
-		}
-	}()
-}
-
-// Failed tells that a listener has broken. It holds at most one error.
-func (s *Server) Failed() <-chan error { return s.failed }
-
 // json is the JSON gateway: grpc-gateway with etcd's options, whose calls go to a grpc server through memory.
 func (s *Server) json() (http.Handler, error) {
 	s.memory = bufconn.Listen(memoryBuffer)
-	s.serve(func() error { return s.inner.Serve(s.memory) })
+	s.loops.Go(func() error { return s.inner.Serve(s.memory) })
 	conn, err := grpc.NewClient("passthrough:///gateway",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.memory.DialContext(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

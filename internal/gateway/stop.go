@@ -62,7 +62,7 @@ func (s *Server) Stop(ctx context.Context) {
 	if s.conn != nil {
 		_ = s.conn.Close()
 	}
-	s.done.Wait()
+	s.loops.Wait()
 }
 
 // countKept counts the connections of HTTP/1.

@@ -75,7 +75,7 @@ func TestNames(t *testing.T) {
 
 // The packages that hold state: what they do follows from their input alone, so that all members do the same and a
 // simulation can repeat it.
-var statePackages = []string{"kv", "command", "engine", "mvcc", "lease", "auth", "member", "alarm", "fsm"}
+var statePackages = []string{"kv", "wire", "command", "engine", "mvcc", "lease", "auth", "member", "alarm", "fsm"}
 
 // What they use nevertheless, as "folder call", with the reason.
 var stateExceptions = map[string]string{

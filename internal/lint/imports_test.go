@@ -10,17 +10,18 @@ import (
 // not exist. Tests may import more.
 const house = `
 kv:                                     # the words; everybody may use them, they use nobody
-command: kv                             # what enters the log, told in the words
+wire:                                   # numbers and strings out of bytes; knows no words
+command: kv wire                        # what enters the log, told in the words
 engine: kv                              # keys.go knows revisions and leases
 mvcc: engine kv                         # keys and their history
 lease: engine kv                        # state only; meets mvcc and member in fsm
-auth: engine kv                         # users and roles: state only; meets the others in fsm
+auth: engine kv wire                    # users and roles: state only; meets the others in fsm
 member: engine kv                          # state only; meets mvcc and lease in fsm
 alarm: engine kv                        # state only; meets the others in fsm
 token: auth kv                          # tokens and passwords: who a client is, not what it may do
 fsm: alarm auth command engine kv lease member mvcc # the one place where state changes
 raftlog:                                # bytes on disk; knows no words
-transport:                              # bytes between members; knows no words
+transport: wire                         # bytes between members; knows no words
 replica: command kv                     # hands entries on in command's envelope; knows no keys
 watch: kv                               # reads history through an interface of its own
 leader: command kv                      # jobs that only propose, through functions it is given

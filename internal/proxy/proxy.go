@@ -3,16 +3,9 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
-	"log"
 	"log/slog"
-	"math"
-	"net"
 	"net/http"
-	"strings"
-	"sync"
 	"time"
 
 	grpcmetrics "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -84,8 +77,7 @@ type Server struct {
 	ended      []<-chan struct{} // closed when what serves watches and leases has ended
 	leasing    func()            // ends the leasing session; nil without
 	unleased   clientv3.KV       // the client's, as it was before leasing
-	done       sync.WaitGroup
-	failed     chan error
+	loops      *gateway.Loops
 }
 
 // Bounds on stopping.
@@ -94,13 +86,16 @@ const (
 	drainTimeout      = 5 * time.Second // for calls under way; streams are ended at once
 )
 
+// silentTimeout is how long a client may take for a request's header.
+const silentTimeout = 30 * time.Second
+
 // requestOverhead is what a message may be longer than what is in it.
 const requestOverhead = 512 << 10
 
 // Start connects to the members and begins to serve. With ordering, or with leasing, it waits until the members answer,
 // or ctx ends.
 func Start(ctx context.Context, o Options) (_ *Server, err error) {
-	s := &Server{o: o, failed: make(chan error, 1)}
+	s := &Server{o: o, loops: gateway.NewLoops()}
 	defer func() {
 		if err != nil {
 			s.Stop()
@@ -128,7 +123,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	// gRPC is served before this proxy's own client dials it.
 	clients, pages, end := gateway.Split(o.Clients, o.Logger)
 	s.closers = append(s.closers, end)
-	s.serve(func() error { return s.grpc.Serve(clients) })
+	s.loops.Go(func() error { return s.grpc.Serve(clients) })
 	if o.AdvertiseURL != "" {
 		if s.self, err = clientv3.New(clientv3.Config{Endpoints: []string{o.AdvertiseURL}, TLS: o.SelfTLS, Logger: quiet(o.Zap).Named("self")}); err != nil {
 			return nil, fmt.Errorf("connect to the advertised URL %q: %w", o.AdvertiseURL, err)
@@ -138,14 +133,14 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	if o.Pprof {
 		gateway.RegisterPprof(mux)
 	}
-	s.http = s.httpServer(s.byContent(mux))
-	s.serve(func() error { return s.http.Serve(pages) })
+	s.http = gateway.NewHTTPServer(gateway.ByContent(s.grpc, mux), silentTimeout, o.MaxConcurrentStreams)
+	s.loops.Go(func() error { return s.http.Serve(pages) })
 	if o.Monitor.Listener != nil {
 		none, pages, end := gateway.Split(o.Monitor, o.Logger)
 		_ = none.Close()
 		s.closers = append(s.closers, end)
-		s.monitor = s.httpServer(s.pages(own))
-		s.serve(func() error { return s.monitor.Serve(pages) })
+		s.monitor = gateway.NewHTTPServer(s.pages(own), silentTimeout, o.MaxConcurrentStreams)
+		s.loops.Go(func() error { return s.monitor.Serve(pages) })
 	}
 	return s, nil
 }
@@ -223,47 +218,8 @@ func (s *Server) register(remote clientv3.KV) {
 	v3lockpb.RegisterLockServer(s.grpc, grpcproxy.NewLockProxy(c))
 }
 
-func (s *Server) httpServer(h http.Handler) *http.Server {
-	streams := int(min(s.o.MaxConcurrentStreams, math.MaxInt32))
-	if streams == 0 {
-		streams = math.MaxInt32
-	}
-	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 30 * time.Second,
-		HTTP2:    &http.HTTP2Config{MaxConcurrentStreams: streams},
-		ErrorLog: log.New(io.Discard, "", 0), // what clients do wrong is theirs to see
-	}
-}
-
-// byContent sends gRPC calls to the services that come over the connections of clients which can speak HTTP/1 too.
-func (s *Server) byContent(pages http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
-			s.grpc.ServeHTTP(w, r)
-			return
-		}
-		pages.ServeHTTP(w, r)
-	})
-}
-
-// serve runs one accept loop; the first that fails for another reason than the stop is reported by Failed.
-func (s *Server) serve(f func() error) {
-	s.done.Add(1)
-	go func() {
-		defer s.done.Done()
-		err := f()
-		if err == nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
-			return
-		}
-		select {
-		case s.failed <- fmt.Errorf("serve clients: %w", err):
-		default:
-		}
-	}()
-}
-
 // Failed tells that a listener has broken. It holds at most one error.
-func (s *Server) Failed() <-chan error { return s.failed }
+func (s *Server) Failed() <-chan error { return s.loops.Failed() }
 
 // Stop takes no more connections, takes the registration back, lets the calls under way end and ends the streams, so that
 // clients go to another proxy at once.
@@ -298,7 +254,7 @@ func (s *Server) Stop() {
 	if s.self != nil {
 		_ = s.self.Close()
 	}
-	s.done.Wait()
+	s.loops.Wait()
 	timeout := time.After(drainTimeout)
 	for _, e := range s.ended {
 		select {

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"runtime"
 	"sync"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -79,16 +80,29 @@ func (in *inbox) nudge() {
 	}
 }
 
+// gather wakes the loop for the first proposal or read of those that wait; whoever comes behind it need not. Before that it
+// lets run who is about to come: requests that arrived together share an entry or a round then, instead of the first waking
+// the loop for itself. Where nobody else runs it costs nothing, and what wakes the loop otherwise is not held up by it.
+func (in *inbox) gather(waits func() bool) {
+	runtime.Gosched()
+	in.mu.Lock()
+	still := waits() // the loop may have been woken by something else
+	in.mu.Unlock()
+	if still {
+		in.nudge()
+	}
+}
+
+// message keeps a message; its caller nudges when it has given all.
 func (in *inbox) message(m *raftpb.Message, maxBytes int64) bool {
 	size := messageBytes(m)
 	in.mu.Lock()
+	defer in.mu.Unlock()
 	ok := !in.closed && (in.work.messageBytes == 0 || in.work.messageBytes+size <= maxBytes)
 	if ok {
 		in.work.messages = append(in.work.messages, m)
 		in.work.messageBytes += size
 	}
-	in.mu.Unlock()
-	in.nudge()
 	return ok
 }
 
@@ -131,9 +145,12 @@ func (in *inbox) install(m *raftpb.Message) {
 
 func (in *inbox) propose(p proposal) {
 	in.mu.Lock()
+	first := len(in.work.proposals) == 0
 	in.work.proposals = append(in.work.proposals, p)
 	in.mu.Unlock()
-	in.nudge()
+	if first {
+		in.gather(func() bool { return len(in.work.proposals) > 0 })
+	}
 }
 
 // peer keeps the events of a peer in order, and only news: a peer that is unreachable a thousand times is so once.

@@ -63,14 +63,17 @@ func (r *Replica) join() (*round, error) {
 		return nil, fmt.Errorf("%w: %d reads wait for a leader", kv.ErrTooManyRequests, r.c.MaxQueuedReads)
 	}
 	rd := r.in.forming
-	if rd == nil {
+	first := rd == nil
+	if first {
 		rd = &round{confirmed: make(chan struct{}), applied: make(chan struct{})}
 		r.in.forming = rd
 	}
 	rd.readers++
 	r.in.reading++
 	r.in.mu.Unlock()
-	r.in.nudge()
+	if first {
+		r.in.gather(func() bool { return r.in.forming == rd })
+	}
 	return rd, nil
 }
 

@@ -226,14 +226,17 @@ func (r *Replica) onLoop(ctx context.Context, f func(*loop)) error {
 // Durable says that the state machine would hold applied after a crash, so that the log may be cut behind it.
 func (r *Replica) Durable(applied uint64) { r.in.durable(applied) }
 
-// Receive takes a message of a peer. At MaxInboxBytes it is dropped; raft heals that.
-func (r *Replica) Receive(m *raftpb.Message) {
-	if raft.IsLocalMsg(m.GetType()) || !sound(m) {
-		return
+// Receive takes messages of a peer that came together. At MaxInboxBytes they are dropped; raft heals that.
+func (r *Replica) Receive(ms ...*raftpb.Message) {
+	for _, m := range ms {
+		if raft.IsLocalMsg(m.GetType()) || !sound(m) {
+			continue
+		}
+		if !r.in.message(m, r.c.MaxInboxBytes) {
+			r.c.Observer.MessageDropped(m.GetFrom())
+		}
 	}
-	if !r.in.message(m, r.c.MaxInboxBytes) {
-		r.c.Observer.MessageDropped(m.GetFrom())
-	}
+	r.in.nudge()
 }
 
 // sound reports whether a message of a peer has the shape that raft takes for granted: it panics on others.

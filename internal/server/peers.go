@@ -48,9 +48,9 @@ type peers struct {
 var errStarting = errors.New("the member is starting")
 
 // Receive implements transport.Handler.
-func (p *peers) Receive(message *raftpb.Message) {
+func (p *peers) Receive(messages ...*raftpb.Message) {
 	if r := p.replica.Load(); r != nil {
-		r.Receive(message)
+		r.Receive(messages...)
 	}
 }
 

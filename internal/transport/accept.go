@@ -168,6 +168,7 @@ func (c *inConn) read() error {
 	c.slots = make(chan struct{}, c.t.c.MaxCalls)
 	r := bufio.NewReaderSize(c.conn, 64<<10)
 	var extended time.Time
+	var ms []*raftpb.Message
 	for {
 		// Moving the deadline once per keepalive is as good as at every frame, and cheaper.
 		if now := time.Now(); now.Sub(extended) >= c.t.c.Keepalive {
@@ -183,7 +184,10 @@ func (c *inConn) read() error {
 		c.t.c.Observer.Received(c.from, frameHeader+len(payload))
 		switch {
 		case kind == frameMessages:
-			err = decodeMessages(payload, c.from, c.t.c.ID, func(m *raftpb.Message) { c.t.h.Receive(m) })
+			err = decodeMessages(payload, c.from, c.t.c.ID, func(m *raftpb.Message) { ms = append(ms, m) })
+			c.t.h.Receive(ms...)
+			clear(ms)
+			ms = ms[:0]
 		case kind == framePing && len(payload) == 8:
 			err = c.write(framePong, payload)
 		case kind == frameCall && len(payload) >= 9:

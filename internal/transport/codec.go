@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/trivet-kv/trivet/internal/wire"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 )
@@ -166,48 +167,8 @@ func appendEntries(b *buffer, entries []*raftpb.Entry) {
 	}
 }
 
-// cursor reads what buffer wrote. After the first failure everything reads as zero.
-type cursor struct {
-	b      []byte
-	failed bool
-}
-
-func (c *cursor) fail() { c.b, c.failed = nil, true }
-
-func (c *cursor) byte() byte {
-	if len(c.b) == 0 {
-		c.fail()
-		return 0
-	}
-	v := c.b[0]
-	c.b = c.b[1:]
-	return v
-}
-
-func (c *cursor) uvarint() uint64 {
-	v, n := binary.Uvarint(c.b)
-	if n <= 0 {
-		c.fail()
-		return 0
-	}
-	c.b = c.b[n:]
-	return v
-}
-
-// bytes returns a slice of the input, nil if it is empty.
-func (c *cursor) bytes() []byte {
-	n := c.uvarint()
-	if n > uint64(len(c.b)) {
-		c.fail()
-		return nil
-	}
-	if n == 0 {
-		return nil
-	}
-	v := c.b[:n:n]
-	c.b = c.b[n:]
-	return v
-}
+// cursor reads what buffer wrote.
+type cursor struct{ wire.Reader }
 
 // decoded keeps a message and what its optional fields point at in one allocation.
 type decoded struct {
@@ -225,9 +186,9 @@ type decodedEntry struct {
 
 // message reads one message from sender to receiver. What it returns points into the input.
 func (c *cursor) message(sender, receiver uint64) (*raftpb.Message, error) {
-	d := &decoded{kind: raftpb.MessageType(c.byte()), to: receiver, from: sender}
-	flags := c.uvarint()
-	if c.failed || !sendable(d.kind) || flags&^allFlags != 0 {
+	d := &decoded{kind: raftpb.MessageType(c.Byte()), to: receiver, from: sender}
+	flags := c.Uvarint()
+	if c.Failed() || !sendable(d.kind) || flags&^allFlags != 0 {
 		return nil, fmt.Errorf("%w: message type %d with flags %#x", ErrMalformed, d.kind, flags)
 	}
 	m := &d.m
@@ -241,33 +202,33 @@ func (c *cursor) message(sender, receiver uint64) (*raftpb.Message, error) {
 		{hasCommit, &d.commit, &m.Commit}, {hasVote, &d.vote, &m.Vote}, {hasRejectHint, &d.rejectHint, &m.RejectHint},
 	} {
 		if flags&f.flag != 0 {
-			*f.value = c.uvarint()
+			*f.value = c.Uvarint()
 			*f.field = f.value
 		}
 	}
 	if flags&hasFrom != 0 {
-		d.from = c.uvarint()
+		d.from = c.Uvarint()
 	}
 	if flags&hasReject != 0 {
 		d.reject = true
 		m.Reject = &d.reject
 	}
 	if flags&hasContext != 0 {
-		m.Context = c.bytes()
+		m.Context = c.Bytes()
 	}
 	if flags&hasEntries != 0 {
 		m.Entries = c.entries()
 	}
-	if c.failed {
+	if c.Failed() {
 		return nil, fmt.Errorf("%w: a cut %s", ErrMalformed, d.kind)
 	}
 	return m, nil
 }
 
 func (c *cursor) entries() []*raftpb.Entry {
-	n := c.uvarint()
-	if n == 0 || n > uint64(len(c.b))/2 { // an entry is two bytes at least
-		c.fail()
+	n := c.Uvarint()
+	if n == 0 || n > uint64(c.Len())/2 { // an entry is two bytes at least
+		c.Fail()
 		return nil
 	}
 	slab := make([]decodedEntry, n)
@@ -275,17 +236,17 @@ func (c *cursor) entries() []*raftpb.Entry {
 	var term, index uint64
 	for i := range slab {
 		d := &slab[i]
-		kind := c.byte()
+		kind := c.Byte()
 		if kind&^entryKnownFlags != 0 || kind&entryTypeMask > byte(raftpb.EntryConfChangeV2) {
-			c.fail()
+			c.Fail()
 		}
 		if kind&entrySameTerm == 0 {
-			term = c.uvarint()
+			term = c.Uvarint()
 		}
 		if kind&entryNextIndex != 0 {
 			index++
 		} else {
-			index = c.uvarint()
+			index = c.Uvarint()
 		}
 		d.kind, d.term, d.index = raftpb.EntryType(kind&entryTypeMask), term, index
 		d.e.Type = &d.kind
@@ -295,8 +256,8 @@ func (c *cursor) entries() []*raftpb.Entry {
 		if index != 0 {
 			d.e.Index = &d.index
 		}
-		d.e.Data = c.bytes()
-		if c.failed {
+		d.e.Data = c.Bytes()
+		if c.Failed() {
 			return nil
 		}
 		entries[i] = &d.e
@@ -306,8 +267,8 @@ func (c *cursor) entries() []*raftpb.Entry {
 
 // decodeMessages reads the payload of a frame of messages.
 func decodeMessages(payload []byte, sender, receiver uint64, visit func(*raftpb.Message)) error {
-	c := cursor{b: payload}
-	for len(c.b) > 0 {
+	c := cursor{wire.NewReader(payload)}
+	for c.Len() > 0 {
 		m, err := c.message(sender, receiver)
 		if err != nil {
 			return err
@@ -332,7 +293,7 @@ func copyMessage(m *raftpb.Message, sender, receiver uint64) (*raftpb.Message, e
 	appendMessage(&b, m, sender)
 	var flat []byte
 	b.each(0, func(p []byte) { flat = append(flat, p...) })
-	c := cursor{b: flat}
+	c := cursor{wire.NewReader(flat)}
 	return c.message(sender, receiver)
 }
 

@@ -8,8 +8,9 @@ import (
 
 // Handler takes what arrives. All methods but Serve must return at once; they are called from many goroutines.
 type Handler interface {
-	// Receive takes a message of a peer. The message and all it points at are the handler's.
-	Receive(m *raftpb.Message)
+	// Receive takes messages of a peer that came together, in order. They and all they point at are the handler's; the slice
+	// is not.
+	Receive(ms ...*raftpb.Message)
 
 	// ReceiveSnapshot takes a MsgSnap whose checkpoint lies, durable, in dir. The handler calls discard when it is done
 	// with dir, installed or not. An error means that neither was taken; the sender gets its text.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/wire"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 )
@@ -145,19 +146,19 @@ func encodeAnnouncement(m *raftpb.Message, files []file) ([]byte, error) {
 }
 
 func decodeAnnouncement(b []byte, sender, receiver uint64) (*raftpb.Message, []file, error) {
-	c := cursor{b: b}
-	m, err := decodeSnapshotMessage(c.bytes(), sender, receiver)
+	c := wire.NewReader(b)
+	m, err := decodeSnapshotMessage(c.Bytes(), sender, receiver)
 	if err != nil {
 		return nil, nil, err
 	}
-	n := c.uvarint()
+	n := c.Uvarint()
 	if n > maxFiles {
 		return nil, nil, fmt.Errorf("%w: a checkpoint of %d files", ErrMalformed, n)
 	}
 	files := make([]file, 0, min(n, 1024))
 	for range n {
-		files = append(files, file{string(c.bytes()), int64(c.uvarint())})
-		if c.failed {
+		files = append(files, file{string(c.Bytes()), int64(c.Uvarint())})
+		if c.Failed() {
 			return nil, nil, fmt.Errorf("%w: a cut list of files", ErrMalformed)
 		}
 	}

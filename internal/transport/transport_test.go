@@ -108,14 +108,16 @@ func (r *recorder) note(format string, args ...any) {
 	r.events = append(r.events, fmt.Sprintf(format, args...))
 }
 
-func (r *recorder) Receive(m *raftpb.Message) {
+func (r *recorder) Receive(ms ...*raftpb.Message) {
 	if r.onMessage != nil {
-		r.onMessage(m)
+		for _, m := range ms {
+			r.onMessage(m)
+		}
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.messages = append(r.messages, m)
+	r.messages = append(r.messages, ms...)
 }
 
 func (r *recorder) ReceiveSnapshot(_ *raftpb.Message, dir string, _ func()) error {

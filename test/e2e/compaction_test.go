@@ -12,7 +12,8 @@ import (
 )
 
 // TestCompactsByItself: with a period of a second old revisions are refused as compacted soon after, again and again, and
-// also after the leader was killed; the present stays readable on all members alike.
+// also after the leader was killed; the present stays readable on all members alike. Watchers that keep up are shown everything that a writer
+// writes beside it, and one that was away with its member is told where history begins now, and goes on there.
 func TestCompactsByItself(t *testing.T) {
 	c := startCluster(t, 3, "--auto-compaction-retention=1s", "--auto-compaction-mode=periodic")
 	compactsOnce := func(of *member, round int) {
@@ -46,6 +47,13 @@ func TestCompactsByItself(t *testing.T) {
 	}
 	dead := c.leader()
 	up := c.others(dead)
+	start := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return c.client().Get(ctx, "start") })
+	count := startCounter(t, c.client(up...), up...)
+	var keepUp []*auditor
+	for _, m := range up {
+		keepUp = append(keepUp, audit(t, m.name, c.client(m), start.Header.Revision+1))
+	}
+	away := auditResuming(t, dead.name, c.client(dead), start.Header.Revision+1)
 	for round := range 4 {
 		compactsOnce(up[round%2], round)
 		if round == 1 {
@@ -53,7 +61,13 @@ func TestCompactsByItself(t *testing.T) {
 		}
 	}
 	c.start(dead)
-	c.agree(30 * time.Second)
+	away.hasBeenTold(t)
+	count.goesOn()
+	count.verify()
+	revision := c.agree(30 * time.Second)
+	for _, w := range append(keepUp, away) {
+		w.reach(t, revision, patience)
+	}
 }
 
 // TestKilledWhileCompacting kills members while they delete compacted history, all of them and then the leader alone: the

@@ -49,17 +49,34 @@ func (n *counter) end() {
 	n.calls.Wait()
 }
 
+// write counts up. Each number is put where the one before is, so that an attempt whose answer was lost, and which takes effect
+// late, cannot take the count back.
 func (n *counter) write(client *clientv3.Client) {
 	for next := int64(1); n.ctx.Err() == nil; {
 		n.tried.Store(next)
 		ctx, cancel := context.WithTimeout(n.ctx, 5*time.Second)
-		_, err := client.Put(ctx, counterKey, strconv.FormatInt(next, 10))
+		answer, err := client.Txn(ctx).If(clientv3.Compare(clientv3.Version(counterKey), "=", next-1)).
+			Then(clientv3.OpPut(counterKey, strconv.FormatInt(next, 10))).Else(clientv3.OpGet(counterKey)).Commit()
 		cancel()
 		if err == nil {
+			if !answer.Succeeded { // an earlier attempt did it, and nobody else writes the key
+				if got := (*clientv3.GetResponse)(answer.Responses[0].GetResponseRange()); valueOf(got) != next {
+					n.failed("the writer found %v where %d was acknowledged and %d tried", got.Kvs, next-1, next)
+					return
+				}
+			}
 			n.acknowledged.Store(next)
 			next++
 		}
 		n.pause()
+	}
+}
+
+func (n *counter) failed(format string, args ...any) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.fault == "" {
+		n.fault = fmt.Sprintf(format, args...)
 	}
 }
 
@@ -91,10 +108,10 @@ func (n *counter) read(m *member) {
 
 func (n *counter) answered(m *member, found, least int64) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.answers[m.name]++
-	if most := n.tried.Load(); (found < least || found > most) && n.fault == "" {
-		n.fault = fmt.Sprintf("%s answered %d; %d was acknowledged before it was asked, and %d was tried last", m.name, found, least, most)
+	n.mu.Unlock()
+	if most := n.tried.Load(); found < least || found > most {
+		n.failed("%s answered %d; %d was acknowledged before it was asked, and %d was tried last", m.name, found, least, most)
 	}
 }
 
@@ -122,6 +139,17 @@ func (n *counter) verify() {
 		n.t.Error(n.fault)
 	}
 	n.t.Logf("counted to %d; answers: %v", n.acknowledged.Load(), n.answers)
+}
+
+// goesOn waits until something that is tried after this call is acknowledged.
+func (n *counter) goesOn() {
+	n.t.Helper()
+	before := n.tried.Load()
+	for deadline := time.Now().Add(patience); n.acknowledged.Load() <= before; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%d was tried, and nothing after %d was acknowledged within %v", n.tried.Load(), before, patience)
+		}
+	}
 }
 
 // alone returns a client of this member only, to be closed by the caller.

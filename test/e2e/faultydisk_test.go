@@ -155,7 +155,7 @@ func (f faultyFile) SyncTo(length int64) (bool, error) {
 }
 
 // TestHungDisk (E#10271, E#13527) lets the disk of the leader become slow, and then that of the next hang, while clients write: both lose the
-// leadership and the cluster goes on, nothing that was acknowledged is lost, and the members are level again afterwards.
+// leadership and the cluster goes on, nothing that was acknowledged is lost, no watcher of any member misses or repeats an event, and the members are level again afterwards.
 func TestHungDisk(t *testing.T) {
 	c := newCluster(t, 3)
 	faults := map[*member]string{}
@@ -169,6 +169,7 @@ func TestHungDisk(t *testing.T) {
 	defer cancel()
 	client := c.client()
 	kept, ending := keepLeases(ctx, t, client)
+	watchers := c.watchers(t)
 	l := startLoad(t, client, 8, 300)
 	l.reach(5)
 	began := time.Now()
@@ -206,7 +207,10 @@ func TestHungDisk(t *testing.T) {
 	}
 	t.Logf("%5.1f s: %d writes, %d tries failed", time.Since(began).Seconds(), l.total, l.retries.Load())
 	checkLeases(ctx, t, client, kept, ending)
-	c.agree(30 * time.Second)
+	revision := c.agree(30 * time.Second)
+	for _, w := range watchers { // also that of the member whose disk hung
+		w.reach(t, revision, patience)
+	}
 }
 
 // awaitAnother waits until the others follow somebody else.

@@ -51,7 +51,8 @@ func TestFullDisk(t *testing.T) {
 
 // TestDiskFillsUp lets the disk of one of three members fill up while clients write, and that of a cluster of one: reads go on,
 // writes that need room are refused where there is none, and the others go on. When there is room again the member goes on by
-// itself, in the same process, with everything; also after it was killed on the full disk.
+// itself, in the same process, with everything; also after it was killed on the full disk. A writer that counts, readers and
+// watchers of every member go on all the while.
 func TestDiskFillsUp(t *testing.T) {
 	c, ballast := newClusterOnSmallDisk(t, 3)
 	m := c.members[0]
@@ -60,6 +61,7 @@ func TestDiskFillsUp(t *testing.T) {
 	client := c.client(m)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
+	witness := c.witness(t, c.client())
 
 	fillDisk(t, ballast)
 	fill(t, c.client(c.members[1], c.members[2]), "while", 100, 1<<20, 8)
@@ -71,11 +73,12 @@ func TestDiskFillsUp(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+	witness.count.goesOn() // it asks the others where one refuses
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	c.agree(60 * time.Second)
 	untilTaken(ctx, t, client)
+	witness.count.sees(m)
 	if m.starts != 1 {
 		t.Errorf("the member was started %d times", m.starts)
 	}
@@ -87,7 +90,7 @@ func TestDiskFillsUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.start(m)
-	c.agree(60 * time.Second)
+	witness.verify(t)
 }
 
 // TestLoneDiskFillsUp is the same for a cluster of one, where nobody else writes.
@@ -98,6 +101,7 @@ func TestLoneDiskFillsUp(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	fill(t, client, "before", 50, 1000, 4)
+	witness := c.witness(t, client)
 
 	fillDisk(t, ballast)
 	acknowledged := 0
@@ -160,6 +164,7 @@ func TestLoneDiskFillsUp(t *testing.T) {
 	}
 	c.start(m)
 	all()
+	witness.verify(t)
 }
 
 // newClusterOnSmallDisk puts the first member on a disk of its own, of 400 MiB. Ballast is the name of a file there.

@@ -213,15 +213,7 @@ func TestLoadAndKill(t *testing.T) {
 	defer cancel()
 
 	kept, ending := keepLeases(ctx, t, client)
-	start, err := client.Get(ctx, "start")
-	if err != nil {
-		t.Fatal(err)
-	}
-	from := start.Header.Revision + 1
-	auditors := []*auditor{audit(t, "all members", c.client(), from)}
-	for _, m := range c.members {
-		auditors = append(auditors, audit(t, m.name, c.client(m), from))
-	}
+	auditors := c.watchers(t)
 
 	began := time.Now()
 	l := startLoad(t, client, writers, each)

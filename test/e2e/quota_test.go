@@ -29,12 +29,15 @@ func fillUp(t *testing.T, client *clientv3.Client, quota int) {
 	t.Fatal("four times the quota was written")
 }
 
-// cleanUp deletes what fillUp wrote, and its history.
-func cleanUp(t *testing.T, client *clientv3.Client) {
+// cleanUp deletes what fillUp wrote, and its history, once the watchers have seen it.
+func cleanUp(t *testing.T, client *clientv3.Client, watchers ...*auditor) {
 	t.Helper()
 	r, err := client.Delete(t.Context(), "fill/", clientv3.WithPrefix())
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, w := range watchers {
+		w.reach(t, r.Header.Revision, patience)
 	}
 	if _, err := client.Compact(t.Context(), r.Header.Revision); err != nil {
 		t.Fatal(err)
@@ -59,7 +62,7 @@ func alarms(t *testing.T, client *clientv3.Client, some bool) {
 }
 
 // TestQuota: members that reached their quota refuse puts with etcd's error, go on reading, deleting, revoking leases and compacting, and take
-// puts again after that, twice.
+// puts again after that, twice. Beside that a writer tries all the time, readers read and watchers watch.
 // The alarm clears itself, and no size is too large for the quota (E#9992, E#17318, E#20753).
 func TestQuota(t *testing.T) {
 	const quota = 8 << 20
@@ -68,7 +71,9 @@ func TestQuota(t *testing.T) {
 	if _, err := client.Put(t.Context(), "k", "v"); err != nil {
 		t.Fatal(err)
 	}
+	witness := c.witness(t, c.client())
 	for range 2 {
+		witness.count.goesOn()
 		lease, err := client.Grant(t.Context(), 600)
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +98,10 @@ func TestQuota(t *testing.T) {
 		if r, err := client.Get(t.Context(), "leased"); err != nil || len(r.Kvs) > 0 {
 			t.Errorf("the key of a lease that was revoked: %v, %v", r, err)
 		}
-		cleanUp(t, client)
+		for _, m := range c.members {
+			witness.count.sees(m)
+		}
+		cleanUp(t, client, witness.watchers...)
 		alarms(t, client, false)
 		if _, err := client.Put(t.Context(), "k", "v"); err != nil {
 			t.Errorf("a put after cleaning up: %v", err)
@@ -102,7 +110,7 @@ func TestQuota(t *testing.T) {
 	if got := metric(t, c.members[0], "etcd_server_quota_backend_bytes"); got != quota {
 		t.Errorf("the quota in the metrics is %v", got)
 	}
-	c.agree(30 * time.Second)
+	witness.verify(t)
 }
 
 // TestQuotaManualDisarm: with --quota-manual-disarm the alarm stays until somebody clears it.

@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -22,20 +24,42 @@ type auditor struct {
 	first    int64
 	versions map[string]int64
 	fault    string
+	resumes  bool // goes on where it is told that history begins, if what it needs next is compacted
+	told     int  // how often it was told so
 }
 
 // audit starts a watch of everything from the revision on.
 func audit(t testing.TB, name string, client *clientv3.Client, from int64) *auditor {
+	a := &auditor{name: name}
+	a.start(t, client, from)
+	return a
+}
+
+// auditResuming is audit for a watcher that may find its history compacted; then it goes on where it is told.
+func auditResuming(t testing.TB, name string, client *clientv3.Client, from int64) *auditor {
+	a := &auditor{name: name, resumes: true}
+	a.start(t, client, from)
+	return a
+}
+
+func (a *auditor) start(t testing.TB, client *clientv3.Client, from int64) {
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &auditor{name: name, cancel: cancel, done: make(chan struct{}), next: from, first: from, versions: map[string]int64{}}
+	a.cancel, a.done = cancel, make(chan struct{})
+	a.from(from)
 	go func() {
 		defer close(a.done)
-		for answer := range client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(from)) {
-			a.take(answer)
+		for again := true; again; again = a.resumes && a.fault == "" && ctx.Err() == nil { // only this goroutine writes the fault
+			for answer := range client.Watch(ctx, "", clientv3.WithPrefix(), clientv3.WithRev(a.next)) {
+				a.take(answer)
+			}
 		}
 	}()
 	t.Cleanup(a.stop)
-	return a
+}
+
+// from expects everything from the revision on, as of a new watch.
+func (a *auditor) from(revision int64) {
+	a.next, a.first, a.versions = revision, revision, map[string]int64{}
 }
 
 func (a *auditor) stop() {
@@ -46,7 +70,14 @@ func (a *auditor) stop() {
 func (a *auditor) take(answer clientv3.WatchResponse) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err := answer.Err(); err != nil {
+	if err := answer.Err(); a.resumes && errors.Is(err, rpctypes.ErrCompacted) {
+		if answer.CompactRevision <= a.next || len(answer.Events) > 0 {
+			a.fail("told that history is compacted at %d, with %d events, when revision %d was next", answer.CompactRevision, len(answer.Events), a.next)
+		}
+		a.from(answer.CompactRevision)
+		a.told++
+		return
+	} else if err != nil {
 		a.fail("cancelled at revision %d: %v", a.next, err)
 		return
 	}
@@ -97,5 +128,23 @@ func (a *auditor) reach(t testing.TB, revision int64, within time.Duration) {
 			t.Fatalf("watcher of %s has seen revisions up to %d only, %d exists, after %v", a.name, next-1, revision, within)
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// hasBeenTold waits until the auditor was told that what it needed was compacted.
+func (a *auditor) hasBeenTold(t testing.TB) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		a.mu.Lock()
+		told, next, fault := a.told, a.next, a.fault
+		a.mu.Unlock()
+		switch {
+		case fault != "":
+			t.Fatalf("watcher of %s: %s", a.name, fault)
+		case told > 0:
+			return
+		case time.Now().After(deadline):
+			t.Fatalf("watcher of %s, at revision %d, is not told of a compaction within %v", a.name, next, patience)
+		}
 	}
 }
