@@ -74,6 +74,8 @@ type conn struct {
 
 	out      []byte    // what is to be written next
 	spare    []byte    // memory for it
+	piece    *piece    // what is to be written behind it; that of whose turn it is
+	gather   net.Conn  // takes a piece as it lies in memory; nil: pieces are copied (TLS)
 	owed     int       // frames in out that the reader owes
 	writing  bool      // somebody writes, or is about to
 	dead     bool      // nothing is sent any more
@@ -104,6 +106,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 		c.peer.AuthInfo = s.o.AuthInfo(nc)
 	}
 	c.resume.L, c.room.L = &c.mu, &c.mu
+	c.gather = gathering(nc)
 	c.out = c.greeting()
 	return c
 }
@@ -172,7 +175,7 @@ func (c *conn) die() {
 		return
 	}
 	c.dead = true
-	c.out = nil
+	c.out, c.piece = nil, nil
 	_ = c.nc.Close()
 	c.resume.Broadcast()
 	c.room.Broadcast()

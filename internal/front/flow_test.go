@@ -205,10 +205,17 @@ func within(t testing.TB) context.Context {
 	return ctx
 }
 
-// grpc-go's client gets whole answers, small and large, from many goroutines at once.
+// grpc-go's client gets whole answers, small and large, from many goroutines at once, some of which give up.
 func TestClient(t *testing.T) {
-	_, _, addr := start(t, true, options{minTime: time.Nanosecond})
-	conn := client(t, addr)
+	for _, wrap := range []bool{false, true} {
+		t.Run(fmt.Sprintf("wrap %v", wrap), func(t *testing.T) {
+			_, _, addr := start(t, true, options{minTime: time.Nanosecond, wrap: wrap})
+			testClient(t, client(t, addr))
+		})
+	}
+}
+
+func testClient(t *testing.T, conn *grpc.ClientConn) {
 	ctx := within(t)
 	var all sync.WaitGroup
 	for i := range 8 {
@@ -222,10 +229,25 @@ func TestClient(t *testing.T) {
 			}
 		})
 	}
+	const long = 20_000_000
+	want := pattern(long)
+	for range 2 {
+		all.Go(func() {
+			in, out := []byte(fmt.Sprint(long)), []byte(nil)
+			if err := conn.Invoke(ctx, "/test.Test/Give", &in, &out); err != nil || !bytes.Equal(out, want) {
+				t.Errorf("%d bytes came as %d, with %v", long, len(out), err)
+			}
+		})
+	}
 	all.Go(func() {
-		in, out := []byte("20000000"), []byte(nil)
-		if err := conn.Invoke(ctx, "/test.Test/Give", &in, &out); err != nil || !bytes.Equal(out, pattern(20_000_000)) {
-			t.Errorf("20,000,000 bytes came as %d, with %v", len(out), err)
+		for i := range 20 {
+			brief, cancel := context.WithTimeout(ctx, time.Duration(i)*2*time.Millisecond)
+			in, out := []byte(fmt.Sprint(long)), []byte(nil)
+			err := conn.Invoke(brief, "/test.Test/Give", &in, &out)
+			cancel()
+			if status.Code(err) != codes.DeadlineExceeded && (err != nil || !bytes.Equal(out, want)) {
+				t.Errorf("a call with little time was answered with %d bytes and %v", len(out), err)
+			}
 		}
 	})
 	all.Wait()

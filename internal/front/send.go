@@ -22,8 +22,9 @@ const (
 	highWater = 64 << 10
 	// atOnce is how long an answer may be that is appended as a whole.
 	atOnce = 32 << 10
-	// turnBytes is how much of a long answer is sent before it is the next one's turn.
-	turnBytes = 512 << 10
+	// turnBytes is how much of a long answer is sent before it is the next one's turn, and pieceBytes how much of it in one go.
+	turnBytes  = 2 << 20
+	pieceBytes = 256 << 10
 	// rounds is how often one writes what others have brought meanwhile before a goroutine of its own goes on.
 	rounds = 32
 	// keptBytes is how much memory an idle connection keeps for out.
@@ -54,7 +55,7 @@ func (c *conn) flush(yield bool) {
 }
 
 func (c *conn) something() bool {
-	return len(c.out) > 0 || len(c.pongs) > 0 || c.lastWords && !c.lingering
+	return len(c.out) > 0 || c.piece != nil || len(c.pongs) > 0 || c.lastWords && !c.lingering
 }
 
 // push has a goroutine write what there is, for those who must not wait. mu is held.
@@ -89,7 +90,7 @@ func (c *conn) write() {
 		if !c.delayPongs() {
 			c.appendPongs()
 		}
-		if len(c.out) == 0 {
+		if len(c.out) == 0 && c.piece == nil {
 			c.room.Broadcast()
 			if c.lastWords && !c.lingering {
 				// The client closes when it has read this. If it does not, the reader does.
@@ -102,15 +103,22 @@ func (c *conn) write() {
 			go c.writeOn()
 			return
 		}
-		b := c.out
-		c.out, c.spare = c.spare, nil
+		b, p := c.out, c.piece
+		c.out, c.spare, c.piece = c.spare, nil, nil
 		c.owed = 0
 		c.resume.Signal()
 		c.room.Signal() // one may fill it; all are woken when nothing is left to write
+		if p != nil {
+			p.state = pieceLeaves
+		}
 		c.mu.Unlock()
-		_, err := c.nc.Write(b)
+		err := c.writeOut(b, p)
 		c.mu.Lock()
 		c.recycle(b)
+		if p != nil {
+			p.state = pieceLeft
+			p.call.may.Signal()
+		}
 		if err != nil {
 			c.die()
 		}
@@ -125,7 +133,7 @@ const pongDelay = 2 * time.Millisecond
 // the client has given windows for it. Clients measure by pings how much is under way, and widen their windows by that: where
 // the answers overtake what is being sent, windows stay small, and pings come all the time. mu is held.
 func (c *conn) delayPongs() bool {
-	if len(c.out) > 0 || len(c.pongs) == 0 || c.sending == 0 || c.overdue || c.lastWords {
+	if len(c.out) > 0 || c.piece != nil || len(c.pongs) == 0 || c.sending == 0 || c.overdue || c.lastWords {
 		return false
 	}
 	if c.later == nil {
@@ -243,7 +251,7 @@ func (c *conn) allow(k *call, left int) (int, error) {
 				k.may.Wait()
 			}
 		default:
-			n := int(min(int64(left), k.window, c.window, maxFrame))
+			n := int(min(int64(left), k.window, c.window, pieceBytes))
 			c.turnLeft -= n
 			return n, nil
 		}
@@ -427,11 +435,20 @@ func (c *conn) send(k *call, m *outgoing) error {
 		left = 0
 	}
 	c.sending++
-	for left > 0 && err == nil {
+	for p := (*piece)(nil); left > 0 && err == nil; {
 		var n int
-		if n, err = c.allow(k, left); err == nil {
+		if n, err = c.allow(k, left); err != nil {
+			break
+		}
+		left -= n
+		switch {
+		case n <= maxFrame:
 			c.appendMessage(k, m, n)
-			left -= n
+		case p == nil:
+			p = &piece{call: k}
+			fallthrough
+		default:
+			c.sendPiece(p, m, n)
 		}
 	}
 	c.leave(k)

@@ -282,6 +282,15 @@ type options struct {
 	interval   time.Duration
 	timeout    time.Duration
 	trace      stats.Handler
+	wrap       bool // connections do not show that they are of TCP, as those of TLS
+}
+
+// wrapped is a listener of connections that take one piece of memory at a time.
+type wrapped struct{ net.Listener }
+
+func (w wrapped) Accept() (net.Conn, error) {
+	c, err := w.Listener.Accept()
+	return struct{ net.Conn }{c}, err
 }
 
 // server is either of the two.
@@ -327,6 +336,9 @@ func start(t testing.TB, ours bool, o options) (*service, server, string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if o.wrap {
+		l = wrapped{l}
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()

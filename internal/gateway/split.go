@@ -270,6 +270,14 @@ func (c *spokenConn) TLSState() (tls.ConnectionState, bool) {
 	return c.secure.ConnectionState(), true
 }
 
+// Plain implements front.Plain.
+func (c *spokenConn) Plain() net.Conn {
+	if c.secure != nil {
+		return nil
+	}
+	return c.Conn
+}
+
 // peek reads until n bytes are in head, and reports whether that many came.
 func (c *spokenConn) peek(n int) bool {
 	for len(c.head) < n {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 
 	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -40,6 +41,20 @@ func (r Row) keyValue() (kv.KeyValue, error) {
 		Version: t.Version, Lease: t.Lease,
 	}, nil
 }
+
+// WireBytes is how long the row is on the wire as a whole.
+func (r Row) WireBytes() int {
+	n := len(r.Tail)
+	if len(r.Key) > 0 {
+		n += 1 + uvarintBytes(uint64(len(r.Key))) + len(r.Key)
+	}
+	if r.ModRevision != 0 {
+		n += 1 + uvarintBytes(uint64(r.ModRevision))
+	}
+	return n
+}
+
+func uvarintBytes(n uint64) int { return (bits.Len64(n|1) + 6) / 7 }
 
 // AppendWire appends the row as an mvccpb.KeyValue on the wire, at most 32 bytes more than Key and Tail. With keysOnly it
 // leaves out what etcd leaves out of such answers: the value and, unless the scan was sorted by value, the lease.

@@ -137,12 +137,14 @@ func (v *view) scan(ctx context.Context, o *kv.RangeOptions, visit func(Row) err
 		return res, err
 	}
 	if o.Target == kv.SortByKey {
-		err := v.stream(ctx, o, o.Limit, &res, func(r Row) error {
-			if o.KeysOnly {
+		show := visit
+		if o.KeysOnly {
+			show = func(r Row) error {
 				r.Tail = cutValue(r.Tail)
+				return visit(r)
 			}
-			return visit(r)
-		})
+		}
+		err := v.stream(ctx, o, o.Limit, &res, show)
 		return res, err
 	}
 	err := v.sorted(ctx, o, &res, visit)

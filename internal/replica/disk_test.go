@@ -138,6 +138,60 @@ func TestSlowOrHungLeader(t *testing.T) {
 	}
 }
 
+// TestStoodStill: a member that stands still again and again while something is with its disk, or with its state machine, is not
+// called slow for it, hands nothing over, and refuses nobody.
+func TestStoodStill(t *testing.T) {
+	for id, name := range map[uint64]string{1: "leader", 3: "follower"} {
+		for _, tick := range []time.Duration{100 * time.Millisecond, time.Second} {
+			t.Run(fmt.Sprint(name, " ", tick), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { standStill(t, id, tick) })
+			})
+		}
+	}
+}
+
+func standStill(t *testing.T, id uint64, tick time.Duration) {
+	var slow, handed atomic.Int64
+	cl := newCluster(t, 3, 0, transport.NetworkOptions{MinDelay: time.Millisecond, MaxDelay: time.Millisecond}, Config{
+		SlowDisk: slowDisk, Tick: tick, ElectionTicks: 100, Observer: Observer{
+			DiskSlow:   func(is bool) { slow.Add(1) },
+			HandedOver: func(uint64) { handed.Add(1) },
+		}})
+	defer cl.close()
+	cl.must(cl.campaign(1))
+	cl.must(cl.propose(1, "a", 3*time.Second))
+	n := cl.members[id].node
+	const pause = 5 * time.Second // 4 slowDisk and more
+	for i := range 6 {
+		// The clock goes on while the process does nothing. What was under way then needs a moment more afterwards.
+		n.fs.set(pause + 300*time.Millisecond)
+		if i%3 == 2 {
+			n.fs.set(0)
+			n.machine.mu.Lock()
+			n.machine.applyDelay = pause + 300*time.Millisecond
+			n.machine.mu.Unlock()
+		}
+		went := make(chan error)
+		go func() { went <- cl.propose(id, fmt.Sprint("b", i), 30*time.Second) }()
+		time.Sleep(20 * time.Millisecond)
+		cl.must(n.r.onLoop(t.Context(), func(*loop) { time.Sleep(pause + 100*time.Millisecond) }))
+		n.fs.set(0)
+		n.machine.mu.Lock()
+		n.machine.applyDelay = 0
+		n.machine.mu.Unlock()
+		for range 10 {
+			if time.Sleep(tick); isStuck(n.r) {
+				t.Fatalf("it refuses calls after pause %d", i)
+			}
+		}
+		cl.must(<-went)
+	}
+	if l := cl.leader(); l != 1 || slow.Load() != 0 || handed.Load() != 0 {
+		t.Errorf("the leader is %d; %d times a disk was called slow or quick again, %d times leadership was handed over", l, slow.Load(), handed.Load())
+	}
+	cl.must(cl.check(10 * time.Second))
+}
+
 // TestHungFollower: the others go on, and the member says of itself that it is stuck, and that it is not any more.
 func TestHungFollower(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

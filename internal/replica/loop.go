@@ -16,7 +16,7 @@ type loop struct {
 	*Replica
 	rn     *raft.RawNode
 	ticks  uint64
-	ticked time.Time // when the last tick was
+	ticked time.Time // when the last tick was, at first the loop's begin
 
 	// What raft said when it was last asked (observe).
 	lead      uint64
@@ -84,6 +84,7 @@ func (l *loop) run() {
 	}()
 	ticker := time.NewTicker(l.c.Tick)
 	defer ticker.Stop()
+	l.ticked = time.Now()
 	l.planFirst()
 	// A failure of anything else ends ctx; the loop ends by itself only there.
 	var w work
@@ -158,9 +159,10 @@ func (l *loop) step(w *work) {
 // tick moves raft's clock and everything here that counts in ticks.
 func (l *loop) tick() {
 	now := time.Now()
-	if late := now.Sub(l.ticked) - l.c.Tick; late > l.c.Tick && !l.ticked.IsZero() && l.state == raft.StateLeader {
+	if late := now.Sub(l.ticked) - l.c.Tick; late > l.c.Tick && l.state == raft.StateLeader {
 		l.c.Observer.HeartbeatLate(late)
 	}
+	l.noteStill(now)
 	l.ticked = now
 	l.ticks++
 	l.queue.blocked = false

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"sync"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -17,6 +18,28 @@ const (
 	// tailBytes bounds what follows the rows: more and count.
 	tailBytes = 16
 )
+
+// segments are buffers of segmentBytes. What a segment held before is not cleared: it is written before it is read.
+type segments struct{ free sync.Pool }
+
+// Get implements mem.BufferPool.
+func (s *segments) Get(n int) *[]byte {
+	if n <= segmentBytes {
+		if b, ok := s.free.Get().(*[]byte); ok {
+			*b = (*b)[:n]
+			return b
+		}
+	}
+	b := make([]byte, n, max(n, segmentBytes))
+	return &b
+}
+
+// Put implements mem.BufferPool.
+func (s *segments) Put(b *[]byte) {
+	if cap(*b) == segmentBytes {
+		s.free.Put(b)
+	}
+}
 
 // rangeBuilder makes a RangeResponse out of rows, in buffers of bounded size, so that a long answer is never copied to
 // grow. Memory beyond freeBytes is asked of the member's budget.

@@ -112,7 +112,7 @@ func New(o Options) *Services {
 	o.defaults()
 	s := &Services{
 		o: o, b: o.Backend, log: o.Logger, debug: o.Logger.Enabled(context.Background(), slog.LevelDebug), m: o.Metrics,
-		pool: mem.DefaultBufferPool(), budget: newBudget(o.RangeBudgetBytes),
+		pool: &segments{}, budget: newBudget(o.RangeBudgetBytes),
 		leases: newLeaseIDs(o.Backend.Header().MemberID, time.Now()),
 		drain:  make(chan struct{}), stop: make(chan struct{}), streams: make(map[*openStream]struct{}), guards: make(map[*guard]struct{}),
 	}

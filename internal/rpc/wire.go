@@ -121,6 +121,10 @@ func rowBound(r mvcc.Row) int { return len(r.Key) + len(r.Tail) + 32 }
 // appendRow appends a row of the store as the given field, without decoding it.
 func appendRow(b []byte, field protowire.Number, r mvcc.Row, keysOnly bool) []byte {
 	b = protowire.AppendTag(b, field, protowire.BytesType)
+	if !keysOnly {
+		b = protowire.AppendVarint(b, uint64(r.WireBytes()))
+		return r.AppendWire(b, false)
+	}
 	guess := protowire.SizeVarint(uint64(rowBound(r)))
 	at := len(b)
 	b = append(b, make([]byte, guess)...)
