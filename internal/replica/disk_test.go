@@ -295,6 +295,37 @@ func TestSlowMembersStandBack(t *testing.T) {
 	})
 }
 
+// TestElectionOnSlowDisks: where the commits of all members take longer than an election timeout, they have a leader as soon as the
+// votes of the first who stood are durable, keep it, and have another as soon when it is gone.
+func TestElectionOnSlowDisks(t *testing.T) {
+	for seed := range uint64(10) {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t, 3, 0, transport.NetworkOptions{Seed: seed, MaxDelay: 20 * time.Millisecond}, Config{SlowDisk: slowDisk})
+			defer cl.close()
+			const d = 3 * time.Second // an election timeout is 1 to 2 s
+			for _, m := range cl.members {
+				m.node.fs.set(d)
+			}
+			if !cl.until(2*d, func() bool { return cl.leader() != 0 }) {
+				t.Fatalf("seed %d: no leader %v after the start", seed, 2*d)
+			}
+			leader := cl.leader()
+			term := cl.members[leader].node.r.Status().Term
+			for range 3 {
+				cl.must(cl.propose(leader, fmt.Sprint(leader, time.Now()), 10*d))
+			}
+			if s := cl.members[leader].node.r.Status(); s.Leader != leader || s.Term != term {
+				t.Errorf("seed %d: the leader was %d in term %d, and is %d in term %d", seed, leader, term, s.Leader, s.Term)
+			}
+			cl.crash(leader)
+			// The others leave it to quicker ones for a while, and may have a write under way.
+			if limit := standBackMost + 4*d; !cl.until(limit, func() bool { return cl.leader() != 0 }) {
+				t.Errorf("seed %d: no leader %v after the first one's end", seed, limit)
+			}
+		})
+	}
+}
+
 // TestFreshStart: members that start together have a leader soon, however long the election timeout is: also if the disks of all
 // are slow from the beginning, so that each believes that others are quicker, and if they cannot reach one another at first.
 func TestFreshStart(t *testing.T) {
