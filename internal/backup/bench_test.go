@@ -50,7 +50,7 @@ func BenchmarkExport(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := Export(b.Context(), rows, filepath.Join(b.TempDir(), "db"), exportOptions); err != nil {
+		if _, err := exportTo(b.Context(), rows, filepath.Join(b.TempDir(), "db"), exportOptions); err != nil {
 			b.Fatal(err)
 		}
 		_ = rows.Close()
