@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -181,6 +182,41 @@ func TestTxnDepth(t *testing.T) {
 	}
 }
 
+// checkPutKeys compares what PutKeys shows of b with the puts of c, which b decodes to.
+func checkPutKeys(t *testing.T, b []byte, c *Command) {
+	t.Helper()
+	var got, want [][]byte
+	PutKeys(b, func(key []byte) { got = append(got, key) })
+	var collect func(*Txn)
+	collect = func(txn *Txn) {
+		for _, op := range slices.Concat(txn.Success, txn.Failure) {
+			switch {
+			case op.Put != nil:
+				want = append(want, op.Put.Key)
+			case op.Txn != nil:
+				collect(op.Txn)
+			}
+		}
+	}
+	switch {
+	case c.Put != nil:
+		want = append(want, c.Put.Key)
+	case c.Txn != nil:
+		collect(c.Txn)
+	}
+	if !slices.EqualFunc(got, want, bytes.Equal) {
+		t.Fatalf("%x puts %q, and PutKeys shows %q", b, want, got)
+	}
+}
+
+func TestPutKeys(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 500 {
+		c := randomCommand(r)
+		checkPutKeys(t, c.Append(nil), c)
+	}
+}
+
 // Whatever decodes also encodes, to something that decodes to the same.
 func FuzzDecode(f *testing.F) {
 	r := rand.New(rand.NewPCG(3, 4))
@@ -192,9 +228,7 @@ func FuzzDecode(f *testing.F) {
 		if c.Decode(b) != nil {
 			return
 		}
-		if key, ok := PutKey(b); ok != (c.Put != nil) || ok && !bytes.Equal(key, c.Put.Key) {
-			t.Fatalf("the key put by %x: %x, %t", b, key, ok)
-		}
+		checkPutKeys(t, b, &c)
 		encoded := c.Append(nil)
 		if err := again.Decode(encoded); err != nil {
 			t.Fatal(err)

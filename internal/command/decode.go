@@ -41,20 +41,66 @@ func Batch(entry []byte, visit func(origin uint64, encoded []byte) error) error 
 	return nil
 }
 
-// PutKey returns the key of a command that puts a single one, for who wants to know keys before commands are run; false for
-// any other command and for bytes that Decode refuses before it comes to the key. The key points into encoded.
-func PutKey(encoded []byte) ([]byte, bool) {
-	d := wire.NewReader(encoded)
-	if d.Byte() != kindPut {
-		return nil, false
+// PutKeys shows to visit the keys that a command would put, on both branches of a transaction, for who wants to know them before
+// commands are run. Of bytes that Decode refuses it shows those before what cannot be read. The keys point into encoded.
+func PutKeys(encoded []byte, visit func(key []byte)) {
+	d := decoder{wire.NewReader(encoded)}
+	kind := d.Byte()
+	if kind != kindPut && kind != kindTxn {
+		return
 	}
-	d.Uvarint() // ID, Time, User, AuthRevision, flags: as Decode
+	d.Uvarint() // ID, Time, User, AuthRevision: as Decode
 	d.Varint()
 	d.Bytes()
 	d.Uvarint()
+	if kind == kindPut {
+		d.putKey(visit)
+	} else {
+		d.txnKeys(1, visit)
+	}
+}
+
+func (d *decoder) putKey(visit func(key []byte)) {
 	d.Byte()
 	key := d.Bytes()
-	return key, !d.Failed()
+	d.Bytes()
+	d.Varint()
+	if !d.Failed() {
+		visit(key)
+	}
+}
+
+// txnKeys reads what txn reads.
+func (d *decoder) txnKeys(depth int, visit func(key []byte)) {
+	if depth > MaxTxnDepth {
+		d.Fail()
+	}
+	for n := d.Count(); n > 0 && !d.Failed(); n-- {
+		target := CompareTarget(d.Byte())
+		d.Byte()
+		d.keyRange()
+		if target == CompareValue {
+			d.Bytes()
+		} else {
+			d.Varint()
+		}
+	}
+	for range 2 {
+		for n := d.Count(); n > 0 && !d.Failed(); n-- {
+			switch d.Byte() {
+			case kindPut:
+				d.putKey(visit)
+			case kindDeleteRange:
+				d.deleteRange()
+			case kindTxn:
+				d.txnKeys(depth+1, visit)
+			case kindRange:
+				d.rangeOptions()
+			default:
+				d.Fail()
+			}
+		}
+	}
 }
 
 // Decode reads the command that Append wrote. Keys and values point into b.

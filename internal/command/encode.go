@@ -2,6 +2,7 @@ package command
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -60,7 +61,7 @@ const (
 
 // Append appends the encoding of c to dst.
 func (c *Command) Append(dst []byte) []byte {
-	dst = append(dst, c.kind())
+	dst = append(slices.Grow(dst, c.room()), c.kind())
 	dst = binary.AppendUvarint(dst, c.ID)
 	dst = binary.AppendVarint(dst, c.Time)
 	dst = appendBytes(dst, []byte(c.User))
@@ -96,6 +97,45 @@ func (c *Command) Append(dst []byte) []byte {
 		return binary.AppendUvarint(dst, c.Fence.Member)
 	}
 	return c.appendMembership(dst)
+}
+
+// fixedRoom is more than the numbers and lengths of a command, or of a part of one, take in most cases.
+const fixedRoom = 48
+
+// room is about how many bytes Append makes of what has keys and values, so that they are not copied while it grows.
+func (c *Command) room() int {
+	n := fixedRoom + len(c.User)
+	switch {
+	case c.Put != nil:
+		n += len(c.Put.Key) + len(c.Put.Value)
+	case c.Txn != nil:
+		n += c.Txn.room()
+	}
+	return n
+}
+
+func (t *Txn) room() int {
+	n := 0
+	for i := range t.Compare {
+		c := &t.Compare[i]
+		n += fixedRoom/2 + len(c.Range.Key) + len(c.Range.End) + len(c.Value)
+	}
+	for _, branch := range [][]Op{t.Success, t.Failure} {
+		for i := range branch {
+			n += fixedRoom / 2
+			switch o := &branch[i]; {
+			case o.Put != nil:
+				n += len(o.Put.Key) + len(o.Put.Value)
+			case o.DeleteRange != nil:
+				n += len(o.DeleteRange.Range.Key) + len(o.DeleteRange.Range.End)
+			case o.Txn != nil:
+				n += o.Txn.room()
+			default:
+				n += len(o.Range.Range.Key) + len(o.Range.Range.End)
+			}
+		}
+	}
+	return n
 }
 
 // Kind is the number of the kind, as it is in the log.

@@ -31,8 +31,8 @@ const (
 	// maxOrphans is how many handlers may still run whose calls were cancelled before the reader reads on: a client that
 	// calls and cancels in a loop (CVE-2023-44487) waits for them.
 	maxOrphans = 1024
-	// lingerTime and lingerBytes bound how long a connection is read on after its last frame was sent, so that the client
-	// gets that frame and not a reset.
+	// lingerTime is how long a connection stays open after its last frame was sent, and lingerBytes how much is read of it, so
+	// that the client gets that frame and not a reset.
 	lingerTime  = time.Second
 	lingerBytes = 4 << 20
 	// drainTime is how long a client may take to say that it has heard that it is to go elsewhere.
@@ -139,12 +139,25 @@ func (c *conn) serve() {
 	c.mu.Unlock()
 	c.endCalls()
 	if linger {
-		_ = c.nc.SetReadDeadline(time.Now().Add(lingerTime))
-		_, _ = io.CopyN(io.Discard, c.nc, lingerBytes)
+		c.linger()
 	}
 	c.close()
 	if t := c.s.o.Trace; t != nil {
 		t.HandleConn(c.base, &stats.ConnEnd{})
+	}
+}
+
+// linger waits until the client closes, the time is over, or somebody else closes the connection. A client that goes on
+// sending is held up after a while.
+func (c *conn) linger() {
+	defer time.AfterFunc(lingerTime, c.close).Stop()
+	if n, _ := io.CopyN(io.Discard, c.nc, lingerBytes); n < lingerBytes {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.dead {
+		c.resume.Wait()
 	}
 }
 

@@ -102,9 +102,7 @@ func (a *applier) prepare(entries []command.Entry) error {
 	for i := range entries {
 		_ = command.Batch(entries[i].Data, func(_ uint64, encoded []byte) error {
 			a.commands++
-			if key, ok := command.PutKey(encoded); ok {
-				keys = append(keys, key)
-			}
+			command.PutKeys(encoded, func(key []byte) { keys = append(keys, key) })
 			return nil
 		})
 	}

@@ -44,6 +44,31 @@ func (p *pace) end(synced bool) {
 	p.busy = time.Time{}
 }
 
+// StoodStill says that the process, or the machine, did nothing between two moments. What was with the disk then was with it
+// for as much less.
+func (l *Log) StoodStill(from, to time.Time) {
+	p := &l.pace
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, c := range p.last {
+		p.last[i].took -= both(c.ended.Add(-c.took), c.ended, from, to)
+	}
+	if !p.busy.IsZero() {
+		p.busy = p.busy.Add(both(p.busy, time.Now(), from, to))
+	}
+}
+
+// both is for how long two spans of time overlap.
+func both(from1, to1, from2, to2 time.Time) time.Duration {
+	if from1.Before(from2) {
+		from1 = from2
+	}
+	if to2.Before(to1) {
+		to1 = to2
+	}
+	return max(0, to1.Sub(from1))
+}
+
 // Pace tells how the disk keeps up: the median time of the last commits, and for how long the writer has been waiting for the
 // disk now. Of the last three commits those of the last ten seconds count, and the one under way as one that takes what it
 // has taken, if that makes the median longer. With fewer than two there is no median, and it is zero.

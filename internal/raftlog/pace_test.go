@@ -68,3 +68,44 @@ func TestPace(t *testing.T) {
 		}
 	})
 }
+
+// TestPaceStoodStill: time in which the process stood still is taken off a commit that is under way and off those that ended, as
+// far as it was theirs.
+func TestPaceStoodStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &Log{}
+		commit := func(took time.Duration) {
+			l.pace.begin()
+			time.Sleep(took)
+			l.pace.end(true)
+		}
+		want := func(when string, median, busy time.Duration) {
+			t.Helper()
+			if m, b := l.Pace(); m != median || b != busy {
+				t.Errorf("%s: a median of %v and busy for %v, want %v and %v", when, m, b, median, busy)
+			}
+		}
+		begin := time.Now()
+		commit(3 * time.Second)
+		commit(2 * time.Second)
+		want("before anything is said", 2*time.Second, 0)
+		l.StoodStill(begin.Add(time.Second), begin.Add(3500*time.Millisecond)) // 2 s of the first, 0.5 s of the second
+		want("afterwards", time.Second, 0)
+		l.StoodStill(begin.Add(10*time.Second), begin.Add(20*time.Second))
+		l.StoodStill(begin.Add(-10*time.Second), begin)
+		want("after pauses in which nothing was committed", time.Second, 0)
+		l.pace.begin()
+		time.Sleep(4 * time.Second)
+		want("while one is under way", 1500*time.Millisecond, 4*time.Second)
+		now := time.Now()
+		l.StoodStill(now.Add(-3*time.Second), now)
+		want("and stood still meanwhile", time.Second, time.Second)
+		time.Sleep(time.Second)
+		want("and goes on", 1500*time.Millisecond, 2*time.Second)
+		now = time.Now()
+		l.StoodStill(now.Add(-5*time.Second), now)
+		want("and stood still all the time", time.Second, 0)
+		l.pace.end(true)
+		want("and has ended", time.Second, 0)
+	})
+}

@@ -63,6 +63,18 @@ func (a *applier) busy() time.Duration {
 	return time.Since(a.since)
 }
 
+// stoodStill leaves the time between two moments out of what busy tells: the process did nothing then.
+func (a *applier) stoodStill(from, to time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.since.IsZero() && a.since.Before(to) {
+		if a.since.After(from) {
+			from = a.since
+		}
+		a.since = a.since.Add(to.Sub(from))
+	}
+}
+
 // runApply is the apply goroutine. What waits is applied as one batch. After an error nothing more is applied.
 func (r *Replica) runApply() {
 	var items []applyItem

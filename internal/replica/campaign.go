@@ -2,9 +2,11 @@ package replica
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 	"go.etcd.io/raft/v3/tracker"
 
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -15,9 +17,15 @@ import (
 // campaigns before the others do; what two of them do at once is settled by another attempt, later, as raft's own timeout
 // would but sooner. All of it goes through pre-vote: if the leader lives after all, those who hear from it refuse, and
 // nothing happens.
+//
+// Votes wait for the disks of those who give them, and an attempt voids the one before: its term ends that one's. So that slow disks do
+// not keep a cluster from having a leader, an election that may still be won is left alone. Who stands asks again in the same term
+// rather than to stand anew (asksAgain); who gave a vote does not stand, nor encourages others, until the candidate can have
+// all that it needs (awaitsVotes); and raft's own timer, which knows nothing of that, stands still meanwhile (tick).
 type campaign struct {
 	at       <-chan time.Time // nil: none is planned
 	attempts int              // so far, counted up to campaignAttempts
+	given    int              // candidacies given up so far, counted up to patienceAtMost
 }
 
 const (
@@ -26,7 +34,87 @@ const (
 	// campaignAttempts is how often the wait between two attempts is doubled. They go on until there is a leader: raft's own timeout
 	// may be minutes.
 	campaignAttempts = 6
+	// patience is how long a candidacy that nobody refused is kept at least. It doubles with each one that is given up, as often as
+	// patienceAtMost says (to about a minute): the votes may wait for disks, or those asked have gone on to another term, and do not answer.
+	patience       = 2 * time.Second
+	patienceAtMost = 5
+	// graceAtMost bounds the wait after a vote was written: what that took is no measure if the disk, or the process, stood still.
+	graceAtMost = 10 * time.Second
 )
+
+// candidacy is the last time that this member stood for election.
+type candidacy struct {
+	term    uint64
+	since   time.Time
+	asks    []*raftpb.Message // the requests for votes that were sent
+	refused bool              // by anybody
+}
+
+// stands notes the requests for votes among what leaves.
+func (c *candidacy) stands(m *raftpb.Message) {
+	if m.GetTerm() != c.term {
+		*c = candidacy{term: m.GetTerm(), since: time.Now()}
+	}
+	c.asks = append(c.asks, m)
+}
+
+// ballot is a vote that this member gave, to itself or another.
+type ballot struct {
+	term, to uint64
+	since    time.Time
+	written  atomic.Pointer[time.Time] // nil: it is on its way to the disk
+}
+
+// wrote is called from the log's goroutine.
+func (b *ballot) wrote() {
+	if b != nil {
+		b.written.Store(new(time.Now()))
+	}
+}
+
+// awaitsVotes is how long to wait at least for what becomes of an election in which this member gave its vote: until that is durable, and
+// then twice as long as it took, for others may have had to wait for a write that was under way. Zero if there is none.
+func (l *loop) awaitsVotes() time.Duration {
+	b := l.writes.ballot
+	if b == nil || b.term != l.term || l.lead != 0 || l.gone[b.to] {
+		return 0
+	}
+	written := b.written.Load()
+	if written == nil {
+		return max(campaignStep, time.Since(b.since)/2) // it is looked at again then
+	}
+	return max(0, min(2*written.Sub(b.since), graceAtMost)-time.Since(*written))
+}
+
+// disturbs hears of messages before raft does, and reports whether one is to be left out: a question for a vote in a later term while
+// the election in which this member gave its vote may still be won. Who asks does so again.
+func (l *loop) disturbs(m *raftpb.Message) bool {
+	switch m.GetType() {
+	case raftpb.MsgVoteResp:
+		if m.GetReject() && m.GetTerm() == l.candidacy.term {
+			l.candidacy.refused = true
+		}
+	case raftpb.MsgPreVote:
+		b := l.writes.ballot
+		return b != nil && m.GetFrom() != b.to && l.awaitsVotes() > 0
+	}
+	return false
+}
+
+// asksAgain repeats the requests for votes of a candidacy that may still succeed, and reports whether it is one. A vote that was given is
+// only confirmed by that.
+func (l *loop) asksAgain() bool {
+	c := &l.candidacy
+	if l.state != raft.StateCandidate || c.term != l.term || c.refused {
+		return false
+	}
+	if b := l.writes.ballot; (b == nil || b.written.Load() != nil) && time.Since(c.since) > patience<<l.campaign.given {
+		l.campaign.given = min(l.campaign.given+1, patienceAtMost)
+		return false
+	}
+	l.c.Transport.Send(c.asks)
+	return true
+}
 
 func (c *campaign) timer() <-chan time.Time { return c.at }
 
@@ -82,16 +170,7 @@ func (l *loop) planNext() {
 	if n := l.campaign.attempts; n > 0 {
 		wait = l.spread(2*campaignStep<<n) + campaignStep
 	}
-	l.planIn(min(wait, l.electionTimeout()))
-}
-
-// planIn plans an attempt not earlier than the votes of one that begins now can be there, for it would void them. These wait for
-// disks; how long, this member's own tells.
-func (l *loop) planIn(wait time.Duration) {
-	if pace := max(l.c.Log.Pace()); pace > campaignStep {
-		wait += 2*pace + l.spread(4*pace)
-	}
-	l.campaign.at = time.After(wait)
+	l.campaign.at = time.After(min(wait, l.electionTimeout()))
 }
 
 // planAfterLoss plans an attempt where the leader was lost to an election, or to its silence: if nobody else wins soon, raft's own
@@ -100,7 +179,7 @@ func (l *loop) planAfterLoss() {
 	if l.campaign.at == nil {
 		l.campaign.attempts = campaignAttempts
 		d := min(l.electionTimeout(), 2*time.Second)
-		l.planIn(d/2 + l.spread(d/2))
+		l.campaign.at = time.After(d/2 + l.spread(d/2))
 	}
 }
 
@@ -127,8 +206,12 @@ func (l *loop) campaignNow() {
 		return
 	}
 	l.campaign.attempts = min(l.campaign.attempts+1, campaignAttempts)
-	if l.standsBack() {
+	if l.asksAgain() || l.standsBack() {
 		l.planNext()
+		return
+	}
+	if wait := l.awaitsVotes(); wait > 0 {
+		l.campaign.at = time.After(wait + l.spread(wait))
 		return
 	}
 	l.forgetLeader()

@@ -18,7 +18,8 @@ import (
 //	stuck    a member that follows a leader has been slow in the second way, or stalled, for more than 4T: whoever waits for
 //	         it may as well ask another (Stuck)
 //
-// A disk whose commits take d > T is noticed with the second of them at the latest: after d + T, or 2T if that is less.
+// A disk whose commits take d > T is noticed with the second of them at the latest: after d + T, or 2T if that is less. Time in
+// which the process stood still does not count (noteStill).
 type disk struct {
 	slow, stalled bool
 	leaderless    int // ticks without a leader, in a row
@@ -71,6 +72,22 @@ func (l *loop) watchDisk() {
 	if d.slow || d.stalled {
 		l.handOver(median, max(busy, applying))
 	}
+}
+
+// noteStill is called at each tick, before anybody looks at the disk's pace. If the tick comes late, the process stood still since
+// some time after the last one, or the machine, as at a SIGSTOP, a pause of the virtual machine, a laptop's sleep: what it had to do with a
+// disk stood still too, and that says nothing of the disk. Little of such a tick counts, and never so much that the disk is slow for it.
+func (l *loop) noteStill(now time.Time) {
+	counts := l.c.Tick
+	if l.c.SlowDisk > 0 {
+		counts = min(counts, l.c.SlowDisk/2)
+	}
+	if now.Sub(l.ticked) <= l.c.Tick+counts {
+		return
+	}
+	from := l.ticked.Add(counts)
+	l.c.Log.StoodStill(from, now)
+	l.apply.stoodStill(from, now)
 }
 
 // handOver begins to hand leadership over to the member that is furthest. If it is the log's disk that is slow, only to one

@@ -138,6 +138,60 @@ func TestSlowOrHungLeader(t *testing.T) {
 	}
 }
 
+// TestStoodStill: a member that stands still again and again while something is with its disk, or with its state machine, is not
+// called slow for it, hands nothing over, and refuses nobody.
+func TestStoodStill(t *testing.T) {
+	for id, name := range map[uint64]string{1: "leader", 3: "follower"} {
+		for _, tick := range []time.Duration{100 * time.Millisecond, time.Second} {
+			t.Run(fmt.Sprint(name, " ", tick), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { standStill(t, id, tick) })
+			})
+		}
+	}
+}
+
+func standStill(t *testing.T, id uint64, tick time.Duration) {
+	var slow, handed atomic.Int64
+	cl := newCluster(t, 3, 0, transport.NetworkOptions{MinDelay: time.Millisecond, MaxDelay: time.Millisecond}, Config{
+		SlowDisk: slowDisk, Tick: tick, ElectionTicks: 100, Observer: Observer{
+			DiskSlow:   func(is bool) { slow.Add(1) },
+			HandedOver: func(uint64) { handed.Add(1) },
+		}})
+	defer cl.close()
+	cl.must(cl.campaign(1))
+	cl.must(cl.propose(1, "a", 3*time.Second))
+	n := cl.members[id].node
+	const pause = 5 * time.Second // 4 slowDisk and more
+	for i := range 6 {
+		// The clock goes on while the process does nothing. What was under way then needs a moment more afterwards.
+		n.fs.set(pause + 300*time.Millisecond)
+		if i%3 == 2 {
+			n.fs.set(0)
+			n.machine.mu.Lock()
+			n.machine.applyDelay = pause + 300*time.Millisecond
+			n.machine.mu.Unlock()
+		}
+		went := make(chan error)
+		go func() { went <- cl.propose(id, fmt.Sprint("b", i), 30*time.Second) }()
+		time.Sleep(20 * time.Millisecond)
+		cl.must(n.r.onLoop(t.Context(), func(*loop) { time.Sleep(pause + 100*time.Millisecond) }))
+		n.fs.set(0)
+		n.machine.mu.Lock()
+		n.machine.applyDelay = 0
+		n.machine.mu.Unlock()
+		for range 10 {
+			if time.Sleep(tick); isStuck(n.r) {
+				t.Fatalf("it refuses calls after pause %d", i)
+			}
+		}
+		cl.must(<-went)
+	}
+	if l := cl.leader(); l != 1 || slow.Load() != 0 || handed.Load() != 0 {
+		t.Errorf("the leader is %d; %d times a disk was called slow or quick again, %d times leadership was handed over", l, slow.Load(), handed.Load())
+	}
+	cl.must(cl.check(10 * time.Second))
+}
+
 // TestHungFollower: the others go on, and the member says of itself that it is stuck, and that it is not any more.
 func TestHungFollower(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -239,6 +293,37 @@ func TestSlowMembersStandBack(t *testing.T) {
 			t.Error("it never asks for votes")
 		}
 	})
+}
+
+// TestElectionOnSlowDisks: where the commits of all members take longer than an election timeout, they have a leader as soon as the
+// votes of the first who stood are durable, keep it, and have another as soon when it is gone.
+func TestElectionOnSlowDisks(t *testing.T) {
+	for seed := range uint64(10) {
+		synctest.Test(t, func(t *testing.T) {
+			cl := newCluster(t, 3, 0, transport.NetworkOptions{Seed: seed, MaxDelay: 20 * time.Millisecond}, Config{SlowDisk: slowDisk})
+			defer cl.close()
+			const d = 3 * time.Second // an election timeout is 1 to 2 s
+			for _, m := range cl.members {
+				m.node.fs.set(d)
+			}
+			if !cl.until(2*d, func() bool { return cl.leader() != 0 }) {
+				t.Fatalf("seed %d: no leader %v after the start", seed, 2*d)
+			}
+			leader := cl.leader()
+			term := cl.members[leader].node.r.Status().Term
+			for range 3 {
+				cl.must(cl.propose(leader, fmt.Sprint(leader, time.Now()), 10*d))
+			}
+			if s := cl.members[leader].node.r.Status(); s.Leader != leader || s.Term != term {
+				t.Errorf("seed %d: the leader was %d in term %d, and is %d in term %d", seed, leader, term, s.Leader, s.Term)
+			}
+			cl.crash(leader)
+			// The others leave it to quicker ones for a while, and may have a write under way.
+			if limit := standBackMost + 4*d; !cl.until(limit, func() bool { return cl.leader() != 0 }) {
+				t.Errorf("seed %d: no leader %v after the first one's end", seed, limit)
+			}
+		})
+	}
 }
 
 // TestFreshStart: members that start together have a leader soon, however long the election timeout is: also if the disks of all

@@ -27,6 +27,8 @@ type Log interface {
 	// Pace tells the median time of the last commits, zero if there were too few lately, and for how long the log has been
 	// waiting for its disk now, zero if it is not.
 	Pace() (median, busy time.Duration)
+	// StoodStill says that the process did nothing between two moments, which Pace then leaves out.
+	StoodStill(from, to time.Time)
 }
 
 // Write is one write to the log. Reset comes first: it makes the log forget everything and begin behind a position.

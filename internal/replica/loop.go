@@ -16,7 +16,7 @@ type loop struct {
 	*Replica
 	rn     *raft.RawNode
 	ticks  uint64
-	ticked time.Time // when the last tick was
+	ticked time.Time // when the last tick was, at first the loop's begin
 
 	// What raft said when it was last asked (observe).
 	lead      uint64
@@ -45,9 +45,12 @@ type loop struct {
 	writes  outstanding
 
 	// Leaders that died.
-	gone     map[uint64]bool          // peers whose process has ended
-	awaited  map[uint64]chan struct{} // peers whose process's end a hand-over looks out for
-	campaign campaign
+	gone    map[uint64]bool          // peers whose process has ended
+	awaited map[uint64]chan struct{} // peers whose process's end a hand-over looks out for
+
+	// Elections.
+	campaign  campaign
+	candidacy candidacy
 
 	disk disk
 
@@ -60,6 +63,9 @@ type outstanding struct {
 	// A hard state of which only the commit index is new. It goes with the next write, or with the next tick: nothing waits
 	// for it, and a start without it learns from the leader what is committed.
 	commit *raftpb.HardState
+	// The last vote since the start, and whether the next write is the one that makes it durable.
+	ballot *ballot
+	votes  bool
 	// The times of writes that the log has not finished, in order.
 	since []time.Time
 	done  atomic.Int64 // finished since the loop last looked
@@ -84,6 +90,7 @@ func (l *loop) run() {
 	}()
 	ticker := time.NewTicker(l.c.Tick)
 	defer ticker.Stop()
+	l.ticked = time.Now()
 	l.planFirst()
 	// A failure of anything else ends ctx; the loop ends by itself only there.
 	var w work
@@ -140,6 +147,9 @@ func (l *loop) step(w *work) {
 		if m.GetType() == raftpb.MsgReadIndex && !l.mayAnswerReads() {
 			continue // the member asks again
 		}
+		if l.disturbs(m) {
+			continue
+		}
 		_ = l.rn.Step(m) // from a member that was removed, or stale: raft's to ignore
 	}
 	for _, s := range w.snapshots {
@@ -158,13 +168,16 @@ func (l *loop) step(w *work) {
 // tick moves raft's clock and everything here that counts in ticks.
 func (l *loop) tick() {
 	now := time.Now()
-	if late := now.Sub(l.ticked) - l.c.Tick; late > l.c.Tick && !l.ticked.IsZero() && l.state == raft.StateLeader {
+	if late := now.Sub(l.ticked) - l.c.Tick; late > l.c.Tick && l.state == raft.StateLeader {
 		l.c.Observer.HeartbeatLate(late)
 	}
+	l.noteStill(now)
 	l.ticked = now
 	l.ticks++
 	l.queue.blocked = false
-	l.rn.Tick()
+	if l.lead != 0 || l.campaign.at == nil { // else the attempts that are planned take the place of raft's timer
+		l.rn.Tick()
+	}
 	l.retryReads()
 	l.resend(false)
 	if l.lead == 0 {
@@ -233,6 +246,9 @@ func (l *loop) handle(rd raft.Ready) {
 			l.sendSnapshot(m)
 		case m.GetType() == raftpb.MsgPreVote && l.standsBack():
 		default:
+			if m.GetType() == raftpb.MsgVote {
+				l.candidacy.stands(m)
+			}
 			l.out = append(l.out, m)
 		}
 	}
@@ -283,6 +299,9 @@ func (l *loop) write(m *raftpb.Message, reset *Position) {
 		if m.GetTerm() != l.writes.term || m.GetVote() != l.writes.vote {
 			w.Sync = true
 			l.writes.term, l.writes.vote = m.GetTerm(), m.GetVote()
+			if m.GetVote() != 0 {
+				l.writes.ballot, l.writes.votes = &ballot{term: m.GetTerm(), to: m.GetVote(), since: time.Now()}, true
+			}
 		}
 	}
 	responses := thin(m.Responses)
@@ -302,7 +321,12 @@ func (l *loop) write(m *raftpb.Message, reset *Position) {
 func (l *loop) append(w Write, responses []*raftpb.Message) {
 	w.HardState, l.writes.commit = l.writes.commit, nil
 	l.writes.since = append(l.writes.since, time.Now())
+	var vote *ballot
+	if l.writes.votes {
+		vote, l.writes.votes = l.writes.ballot, false
+	}
 	w.Done = func() {
+		vote.wrote()
 		l.writes.done.Add(1)
 		l.respond(responses)
 	}

@@ -166,7 +166,9 @@ func (m *Member) raiseOwn(ctx context.Context) {
 	defer cancel()
 	if _, err := m.Propose(ctx, &command.Command{Alarm: &command.Alarm{Alarm: m.ownCorrupt(), Raise: true}}); err != nil {
 		m.logger.Warn("the alarm CORRUPT could not be raised for this member", "error", err)
+		return
 	}
+	m.logger.Warn("the alarm CORRUPT is raised for this member until it is rebuilt")
 }
 
 // clearOwn clears the alarm that this member raised about itself before it was rebuilt, in this start or an earlier one.

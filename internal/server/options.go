@@ -63,8 +63,8 @@ type Options struct {
 	// 2 GiB, negative: none. QuotaManualDisarm leaves clearing the alarm to somebody.
 	QuotaBytes        int64
 	QuotaManualDisarm bool
-	// IntegrityInterval is how often a leader has the rolling hashes of the members compared, if anything was applied; 0: 10
-	// seconds, negative: never.
+	// IntegrityInterval is how often a leader has the rolling hashes of the members compared, if anything was applied; 0: each
+	// second, negative: never. Until then a member that has diverged may answer what is wrong.
 	IntegrityInterval time.Duration
 	// Retention is the history that the leader keeps when it compacts by itself; zero: it does not.
 	Retention leader.Retention
@@ -152,7 +152,7 @@ func (o *Options) setDefaults() {
 		o.MaxRequestBytes = 3 << 19
 	}
 	if o.IntegrityInterval == 0 {
-		o.IntegrityInterval = 10 * time.Second
+		o.IntegrityInterval = time.Second
 	}
 	if o.QuotaBytes == 0 {
 		o.QuotaBytes = 2 << 30

@@ -20,9 +20,19 @@ import (
 // second while "slow" is, and there is no room for files with one of fullNames in their name while "full " and that is.
 const faultsVariable = "TRIVET_E2E_FAULTS"
 
-// fullNames tell the kinds of files that there may be no room for: tables and the manifest of the state, and what the data
-// directory says of itself.
-var fullNames = []string{".sst", "MANIFEST", "member.json", "members.json", "STATE"}
+// fullNames tell the kinds of files that there may be no room for: tables and the manifest of the state, what the data
+// directory says of itself, and the segments of the log.
+var fullNames = []string{".sst", "MANIFEST", "member.json", "members.json", "STATE", segments}
+
+const segments = "segments"
+
+// called reports whether a file is of the kind.
+func called(path, kind string) bool {
+	if kind == segments { // by their folder: a segment is filled under another name, and renamed while it is open
+		return filepath.Base(filepath.Dir(path)) == "log"
+	}
+	return strings.Contains(filepath.Base(path), kind)
+}
 
 // runFaulty is main of a member with such a disk.
 func runFaulty(faults string) int {
@@ -108,8 +118,8 @@ type faultyFile struct {
 
 // room returns an error if there is none for this file.
 func (f faultyFile) room() error {
-	for _, part := range fullNames {
-		if strings.Contains(filepath.Base(f.name), part) && f.fs.has("full "+part) {
+	for _, kind := range fullNames {
+		if called(f.name, kind) && f.fs.has("full "+kind) {
 			return &os.PathError{Op: "write", Path: f.name, Err: syscall.ENOSPC}
 		}
 	}

@@ -26,6 +26,12 @@ func TestNoRoomForOneKindOfFile(t *testing.T) {
 			noRoom(t, c, name, func(full bool) { fault(t, faults, "full "+name, full) })
 		})
 	}
+	t.Run("segments of the log", func(t *testing.T) {
+		c := newCluster(t, 1)
+		faults := c.members[0].startFaulty()
+		c.members[0].ready(30 * time.Second)
+		noRoom(t, c, "/log/", func(full bool) { fault(t, faults, "full "+segments, full) })
+	})
 	onSmallDisk := func(t *testing.T, named string, logs bool) {
 		c, ballast := newClusterOnSmallDisk(t, 1)
 		m := c.members[0]

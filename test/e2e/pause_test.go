@@ -2,9 +2,15 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
 // TestPausedLeader stops the leader's process for longer than an election takes, writes through the others, and lets it
@@ -57,4 +63,118 @@ func TestPausedLeader(t *testing.T) {
 		}
 	}
 	c.agree(10 * time.Second)
+}
+
+// TestPausedUnderLoad stops a member's process under load again and again, the leader and a follower in turn, each time with a write
+// on the way to its disk that ends only a moment after the process goes on. No call, before it or after, is refused because a disk
+// did not answer, and nothing that was acknowledged is lost.
+func TestPausedUnderLoad(t *testing.T) {
+	c := newCluster(t, 3, "--slow-disk-threshold", "700ms") // calls are refused after four times that
+	faults := map[*member]string{}
+	for _, m := range c.members {
+		faults[m] = m.startFaulty()
+	}
+	for _, m := range c.members {
+		m.ready(30 * time.Second)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var calls sync.WaitGroup
+	var done atomic.Int64
+	const writers = 3 // at each member
+	acked := make([]map[string]int, writers*len(c.members))
+	for m, member := range c.members {
+		kvs := pb.NewKVClient(c.client(member).ActiveConnection()) // the client itself would ask again
+		for w := range writers {
+			calls.Go(func() {
+				id := m*writers + w
+				acked[id] = putAndGet(ctx, t, kvs, fmt.Sprint("paused/", id), &done)
+			})
+		}
+	}
+	defer calls.Wait()
+	defer stop()
+	rounds := 4
+	if testing.Short() {
+		rounds = 2
+	}
+	for round := range rounds {
+		goesOn(t, &done)
+		victim := c.leader()
+		if round%2 == 1 {
+			victim = c.others(victim)[0]
+		}
+		fault(t, faults[victim], "hang", true)
+		time.Sleep(20 * time.Millisecond) // a write has begun, else the round shows nothing
+		victim.p.pause()
+		time.Sleep(3 * time.Second)
+		victim.p.resume()
+		time.Sleep(200 * time.Millisecond) // it looks at its disk, which has not answered yet
+		fault(t, faults[victim], "hang", false)
+	}
+	goesOn(t, &done)
+	stop()
+	calls.Wait()
+	c.agree(20 * time.Second)
+	end, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	client := c.client(c.members...)
+	for _, keys := range acked {
+		for key, n := range keys {
+			got, err := client.Get(end, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The last put of a key may have come about without an answer.
+			if len(got.Kvs) != 1 || number(t, string(got.Kvs[0].Value)) < int64(n) {
+				t.Errorf("%s is %v, and %d was acknowledged", key, got.Kvs, n)
+			}
+		}
+	}
+}
+
+// goesOn waits until a good number of calls has been answered.
+func goesOn(t *testing.T, done *atomic.Int64) {
+	t.Helper()
+	from := done.Load()
+	for end := time.Now().Add(30 * time.Second); done.Load() < from+200; time.Sleep(10 * time.Millisecond) {
+		if t.Failed() || time.Now().After(end) {
+			t.Fatalf("%d calls were answered, then %d in 30 s", from, done.Load()-from)
+		}
+	}
+}
+
+// putAndGet counts a key up and reads it back, until ctx ends, and returns the last number that was acknowledged of each key. After a put of
+// which nobody knows what became it turns to another key: it may come about later.
+func putAndGet(ctx context.Context, t *testing.T, kvs pb.KVClient, prefix string, done *atomic.Int64) map[string]int {
+	acked := map[string]int{}
+	failed := func(what string, err error) bool {
+		switch {
+		case err == nil:
+			done.Add(1)
+		case strings.Contains(err.Error(), "disk"):
+			t.Errorf("a %s was refused: %v", what, err)
+		case ctx.Err() == nil:
+			time.Sleep(10 * time.Millisecond) // no leader, or a timeout
+		}
+		return err != nil
+	}
+	key := prefix
+	for n := 1; ctx.Err() == nil; n++ {
+		once, cancel := context.WithTimeout(ctx, 10*time.Second)
+		_, err := kvs.Put(once, &pb.PutRequest{Key: []byte(key), Value: strconv.AppendInt(nil, int64(n), 10)})
+		if failed("put", err) {
+			key = fmt.Sprint(prefix, " from ", n+1)
+		} else {
+			acked[key] = n
+		}
+		if last := acked[key]; last > 0 {
+			got, err := kvs.Range(once, &pb.RangeRequest{Key: []byte(key)})
+			if !failed("get", err) && (len(got.Kvs) != 1 || string(got.Kvs[0].Value) != strconv.Itoa(last)) {
+				t.Errorf("%s is read as %v after %d was acknowledged", key, got.Kvs, last)
+			}
+		}
+		cancel()
+	}
+	return acked
 }
