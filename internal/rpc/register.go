@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
@@ -68,7 +67,7 @@ func NewServer(s *Services, o ServerOptions, more ...grpc.ServerOption) *grpc.Se
 	gs := grpc.NewServer(append(opts, more...)...)
 	Register(gs, s)
 	s.registerHealth(gs)
-	reflection.Register(gs)
+	registerReflection(gs)
 	known = gs.GetServiceInfo()
 	return gs
 }
