@@ -28,6 +28,9 @@ const (
 	headerUsedBytes = 92
 	headerMagic     = "TRVTLOG\n"
 	formatVersion   = 1
+	// maxVersion is more than there will ever be: what gives a higher one in a header that does not check is damage, which a
+	// member is rebuilt for, and not the log of a newer Trivet, which nobody may touch.
+	maxVersion = 1<<16 - 1
 )
 
 // segmentHeader is everything that recovery needs to begin at this segment as if nothing had been before it.
@@ -73,7 +76,7 @@ func decodeSegmentHeader(b []byte) (h segmentHeader, reason string) {
 	}
 	h.version = le.Uint32(b[8:])
 	if le.Uint32(b[88:]) != crc32.Checksum(b[:88], castagnoli) {
-		if h.version > formatVersion {
+		if h.version > formatVersion && h.version <= maxVersion {
 			return h, ""
 		}
 		return h, "the segment header's checksum does not match"
