@@ -16,7 +16,7 @@ import (
 
 // loseData takes what a member promised from it at the worst time. The leader and just enough others to agree with it are
 // cut off from the rest, so that the rest misses what clients are told. Then one of those others dies and loses its log or
-// its state, everybody is connected again, that member comes back, and the leader dies. If the member now voted as what is
+// its state, everybody is connected again, that member comes back, dying once or twice more while it is rebuilt, and the leader dies. If the member now voted as what is
 // left of its data lets it, it could elect one of the rest, and what was acknowledged meanwhile would be gone.
 func loseData(r *run, rng *rand.Rand) error {
 	table := r.table(rng)
@@ -53,6 +53,11 @@ func loseData(r *run, rng *rand.Rand) error {
 		return err
 	}
 	r.network.Heal()
+	if !r.o.ForgetLogs {
+		for range rng.IntN(3) { // in the middle of being rebuilt
+			victim.startAndCrash(between(rng, 0, 400*time.Millisecond), keep(rng))
+		}
+	}
 	if err := r.up(victim); err != nil {
 		return err
 	}

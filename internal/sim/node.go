@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -52,20 +53,7 @@ func (n *node) start() error {
 	if n.life.Load() != nil {
 		panic("sim: start of a node that runs: " + n.name)
 	}
-	n.lives++
-	l := &life{}
-	o := n.options
-	o.FS = n.disk.FS()
-	o.Origin = uint64(n.lives)<<8 | uint64(len(n.name)) + uint64(n.name[len(n.name)-1])
-	o.Logger = n.options.Logger.With("member", n.name, "life", n.lives)
-	o.Transport = func(c server.TransportConfig) (server.Transport, error) {
-		l.id, n.id = c.MemberID, c.MemberID
-		e, err := n.network.Join(transport.EndpointConfig{ID: c.MemberID, FS: c.FS, Incoming: c.Incoming})
-		if n.untold {
-			return silent{e}, err
-		}
-		return e, err
-	}
+	l, o := n.conceive()
 	m, err := server.Start(o)
 	if err != nil {
 		return fmt.Errorf("%s does not start in its life %d: %w", n.name, n.lives, err)
@@ -75,6 +63,61 @@ func (n *node) start() error {
 	l.ctx, l.end = context.WithCancel(context.Background())
 	n.life.Store(l)
 	return nil
+}
+
+// conceive makes a life that is still to start, with these options.
+func (n *node) conceive() (*life, server.Options) {
+	n.lives++
+	l := &life{}
+	o := n.options
+	o.FS = n.disk.FS()
+	o.Origin = uint64(n.lives)<<8 | uint64(len(n.name)) + uint64(n.name[len(n.name)-1])
+	o.Logger = n.options.Logger.With("member", n.name, "life", n.lives)
+	o.Transport = func(c server.TransportConfig) (t server.Transport, err error) {
+		n.history.Locked(func() {
+			if !l.alive() {
+				err = errCrashed // the network is that of the next life
+				return
+			}
+			l.id, n.id = c.MemberID, c.MemberID
+			var e *transport.Endpoint
+			e, err = n.network.Join(transport.EndpointConfig{ID: c.MemberID, FS: c.FS, Incoming: c.Incoming})
+			if t = e; n.untold {
+				t = silent{e}
+			}
+		})
+		return t, err
+	}
+	return l, o
+}
+
+var errCrashed = errors.New("sim: the power is gone")
+
+// startAndCrash begins a life that loses its power so long afterwards, mostly in the middle of its start. The node must be
+// down, and is down again.
+func (n *node) startAndCrash(after time.Duration, keepPercent int) {
+	l, o := n.conceive()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.member, _ = server.Start(o)
+	}()
+	select {
+	case <-done:
+	case <-time.After(after):
+	}
+	n.history.Locked(func() {
+		l.dead.Store(true)
+		if l.id != 0 {
+			n.network.Crash(l.id)
+		}
+		n.disk.Crash(keepPercent)
+	})
+	n.ended.Go(func() { // Start comes back by itself, for want of anybody who answers if not before
+		if <-done; l.member != nil {
+			l.member.Kill()
+		}
+	})
 }
 
 // current is the node's life, nil if it is down.

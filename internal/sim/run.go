@@ -44,6 +44,8 @@ type Options struct {
 	// empty one. LeaderGone makes that fault the last one of a run, and the leader that dies in it stay away: with the bug it
 	// could not come back, for what it holds as agreed is no more.
 	ForgetLogs, LeaderGone bool
+	// QuotaBytes is the size of a member's state from which on it takes nothing that makes it grow; default: never reached.
+	QuotaBytes int64
 	// MemTableBytes is how much a member applies before it makes its state durable; default 64 KiB.
 	MemTableBytes int64
 	// LogSegmentBytes is the length of a segment of the raft log; default 64 KiB.
@@ -117,6 +119,7 @@ type Report struct {
 	Skipped           int // stretches of history that watchers were told to be compacted
 	Faults            map[string]int
 	Checkpoints       int64 // that members installed
+	NoSpace           int   // faults after which the alarm NOSPACE was raised
 }
 
 func (r Report) String() string {
@@ -239,7 +242,7 @@ func (r *run) addNodes(disk DiskOptions) {
 			Tick: 20 * time.Millisecond, ElectionTicks: 10, SlowDisk: 100 * time.Millisecond,
 			// Little of everything, so that logs are cut, tables flushed and checkpoints sent within seconds.
 			CatchupEntries: 100, MemTableBytes: o.MemTableBytes, CacheBytes: 1 << 20, LogSegmentBytes: o.LogSegmentBytes,
-			IntegrityInterval: time.Second,
+			IntegrityInterval: time.Second, QuotaBytes: o.QuotaBytes,
 		}
 		options.Observer.Replica.Installed = func(uint64, time.Duration) { r.checkpoints.Add(1) }
 		n := &node{
@@ -337,6 +340,9 @@ func (r *run) settle() (revision int64, err error) {
 	}
 	// Requests that nobody waits for any more may still be on their way, and leases have to end.
 	time.Sleep(15 * time.Second)
+	if err := r.makeRoom(); err != nil {
+		return 0, err
+	}
 	state := ""
 	for deadline := time.Now().Add(recovery); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if err := r.look(); err != nil {
@@ -353,6 +359,30 @@ func (r *run) settle() (revision int64, err error) {
 		}
 	}
 	return 0, fmt.Errorf("agreement: the members do not agree %v after the last fault: %s", recovery, state)
+}
+
+// makeRoom compacts until no member has too little space. The alarms must go by themselves then.
+func (r *run) makeRoom() error {
+	rng := rand.New(rand.NewPCG(r.o.Seed, 5))
+	for deadline := time.Now().Add(recovery); r.noSpace(); time.Sleep(500 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return fmt.Errorf("quota: the alarm NOSPACE is raised %v after nobody writes any more and all history is compacted", recovery)
+		}
+		if err := compact(r, rng); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// noSpace reports whether some member knows of an alarm NOSPACE.
+func (r *run) noSpace() bool {
+	for _, n := range r.members() {
+		if l := n.current(); l != nil && slices.ContainsFunc(l.member.Alarms(), func(a kv.Alarm) bool { return a.Type == kv.AlarmNoSpace }) {
+			return true
+		}
+	}
+	return false
 }
 
 // hashes asks all members for the hash of everything they hold.

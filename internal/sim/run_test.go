@@ -90,6 +90,23 @@ func TestFullDisks(t *testing.T) {
 	}
 }
 
+// TestQuotas runs clusters whose states reach their quota again and again, under crashes: the alarm is raised and clears itself, on all
+// members alike, what was taken is kept, and what was refused did not happen.
+func TestQuotas(t *testing.T) {
+	o := Options{QuotaBytes: 192 << 10, ValueBytes: 4 << 10, Faults: []string{"compact", "crash one", "crash all", "power cut", "crash long", "move leader", "stop one"}}
+	raised := 0
+	for o.Seed = range uint64(3) {
+		report, err := simulate(t, o)
+		t.Logf("seed %d: NOSPACE after %d faults; %v", o.Seed, report.NoSpace, report)
+		if raised += report.NoSpace; err != nil {
+			t.Fatalf("seed %d (%v): %v", o.Seed, report, err)
+		}
+	}
+	if raised == 0 {
+		t.Error("no quota was reached")
+	}
+}
+
 // changing are the faults of runs that are about who the members are.
 var changing = []string{"join", "promote", "remove", "remove while down", "wipe", "update", "crash one", "compact"}
 

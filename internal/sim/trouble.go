@@ -24,6 +24,9 @@ func (r *run) trouble() error {
 		if err := f.do(r, rng); err != nil {
 			return fmt.Errorf("%s at %v: %w", f.name, time.Since(r.began), err)
 		}
+		if r.noSpace() {
+			r.report.NoSpace++
+		}
 		if err := r.look(); err != nil {
 			return fmt.Errorf("after %s at %v: %w", f.name, time.Since(r.began), err)
 		}

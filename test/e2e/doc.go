@@ -12,6 +12,8 @@
 //   - a revision is given once, and never taken back (TestLoadAndKill);
 //   - a watcher that resumes sees every revision once, in order (TestLoadAndKill, TestLaggingMember);
 //   - members that are restarted one after the other fail no call of a client that knows all of them (TestRollingRestart);
+//   - nor do members whose binaries are replaced, that are moved, added or removed, or between which leadership is moved
+//     (TestUpgrade, TestChangesUnderLoad);
 //   - a member that was away ends with the same data as the others (TestLaggingMember);
 //   - a disk under one member that is slow, hangs or is full stops nobody else, and that member goes on when it is well again
 //     (TestHungDisk, TestDiskFillsUp, TestLoneDiskFillsUp);
