@@ -138,6 +138,7 @@ func TestPausedUnderLoad(t *testing.T) {
 func TestLeasesOverAPause(t *testing.T) {
 	for _, members := range []int{1, 3} {
 		t.Run(strconv.Itoa(members), func(t *testing.T) {
+			t.Parallel()
 			c := startCluster(t, members)
 			ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 			defer stop()
