@@ -191,13 +191,24 @@ func (s *stream) SetTrailer(md metadata.MD) { _ = s.call().SetTrailer(md) }
 // RecvMsg implements grpc.ServerStream.
 func (s *stream) RecvMsg(m any) error { return s.call().receive(m) }
 
-// SendMsg implements grpc.ServerStream. One goroutine sends at a time.
-func (s *stream) SendMsg(m any) error {
-	k := s.call()
+// SendMsg implements grpc.ServerStream. One goroutine sends at a time. Nothing that m is made of is used any more when it returns.
+func (s *stream) SendMsg(m any) error { return s.call().sendMsg(m, false) }
+
+// SendAll sends messages as SendMsg would each, but lets them leave together.
+func (s *stream) SendAll(ms []any) error {
+	for i, m := range ms {
+		if err := s.call().sendMsg(m, i < len(ms)-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *call) sendMsg(m any, more bool) error {
 	out, err := k.encode(m)
 	if err == nil {
 		defer out.free()
-		err = k.c.send(k, &out)
+		err = k.c.send(k, &out, more)
 	}
 	if err != nil {
 		k.c.finish(k, status.Convert(err))

@@ -306,6 +306,38 @@ func TestClientStream(t *testing.T) {
 	}
 }
 
+// Messages that are sent several at once come each by itself, in order and whole, whether they leave at once or wait for windows;
+// what they were made of is free when they were sent.
+func TestSendAll(t *testing.T) {
+	_, _, addr := start(t, true, options{})
+	conn := client(t, addr)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			stream, err := conn.NewStream(within(t), &grpc.StreamDesc{ServerStreams: true}, "/test.Test/Growing")
+			if err == nil {
+				err = stream.SendMsg(ptr("150"))
+			}
+			if err == nil {
+				err = stream.CloseSend()
+			}
+			var out []byte
+			for n := 0; n < 150 && err == nil; n++ {
+				if err = stream.RecvMsg(&out); err == nil && !bytes.Equal(out, pattern(n*growth)) {
+					err = fmt.Errorf("message %d came as %d bytes", n, len(out))
+				}
+			}
+			if err == nil && !errors.Is(stream.RecvMsg(&out), io.EOF) {
+				err = errors.New("the stream has no end")
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 // Answers of all sizes, streams and cancelled calls share connections; each gets its own answer, and the stop finds nobody left.
 func TestManyAtOnce(t *testing.T) {
 	_, srv, addr := start(t, true, options{})

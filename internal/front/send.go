@@ -421,8 +421,8 @@ func (c *conn) finish(k *call, st *status.Status) {
 	}
 }
 
-// send sends a message of a call.
-func (c *conn) send(k *call, m *outgoing) error {
+// send sends a message of a call. If more come at once, a short one may wait for the last of them.
+func (c *conn) send(k *call, m *outgoing, more bool) error {
 	c.mu.Lock()
 	first := !k.headerSent
 	err := c.awaitRoom(k)
@@ -453,7 +453,9 @@ func (c *conn) send(k *call, m *outgoing) error {
 	}
 	c.leave(k)
 	c.sending--
-	c.push()
+	if !more {
+		c.push()
+	}
 	c.mu.Unlock()
 	if err == nil && first {
 		k.traceHeader()
@@ -472,7 +474,7 @@ func (c *conn) answer(k *call, m *outgoing) error {
 	n := m.left()
 	if n > atOnce || c.sendable(k) != nil || k.headerSent || !c.fits(k, n) || c.appendHeader(k) != nil {
 		c.mu.Unlock()
-		if err := c.send(k, m); err != nil {
+		if err := c.send(k, m, false); err != nil {
 			return err
 		}
 		k.traceSent(m.from, m)

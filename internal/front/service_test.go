@@ -126,6 +126,7 @@ func (s *service) desc() *grpc.ServiceDesc {
 				return nil
 			}, ClientStreams: true},
 			{StreamName: "Many", Handler: many, ServerStreams: true},
+			{StreamName: "Growing", Handler: growing, ServerStreams: true},
 			{StreamName: "Collect", Handler: collect, ClientStreams: true},
 		},
 	}
@@ -252,14 +253,49 @@ func many(_ any, stream grpc.ServerStream) error {
 		return err
 	}
 	n, _ := strconv.Atoi(string(in))
-	for i := range n {
-		out := []byte(strconv.Itoa(i))
-		if err := stream.SendMsg(&out); err != nil {
+	messages := make([]any, n)
+	for i := range messages {
+		messages[i] = ptr(strconv.Itoa(i))
+	}
+	if t, ok := stream.(interface{ SendAll([]any) error }); ok {
+		return t.SendAll(messages)
+	}
+	for _, m := range messages {
+		if err := stream.SendMsg(m); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// growing answers with so many messages as pattern makes, each longer than the last, and several at once; all from one memory.
+func growing(_ any, stream grpc.ServerStream) error {
+	var in []byte
+	if err := stream.RecvMsg(&in); err != nil {
+		return err
+	}
+	n, _ := strconv.Atoi(string(in))
+	memory := make([]byte, 0, n*n*growth)
+	for i := 0; i < n; {
+		var some []any
+		memory = memory[:0]
+		for range min(1+i%7, n-i) {
+			from := len(memory)
+			memory = append(memory, pattern(i*growth)...)
+			m := memory[from:]
+			some = append(some, &m)
+			i++
+		}
+		if err := stream.(interface{ SendAll([]any) error }).SendAll(some); err != nil {
+			return err
+		}
+		clear(memory)
+	}
+	return nil
+}
+
+// growth is how much longer each message of growing is.
+const growth = 997
 
 func collect(_ any, stream grpc.ServerStream) error {
 	n := 0

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"google.golang.org/grpc/reflection"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/trivet-kv/trivet/internal/front"
@@ -30,7 +29,7 @@ func NewFront(s *Services, o ServerOptions) *front.Server {
 	})
 	Register(fs, s)
 	s.registerHealth(fs)
-	reflection.Register(fs)
+	registerReflection(fs)
 	return fs
 }
 

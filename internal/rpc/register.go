@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
@@ -67,7 +67,7 @@ func NewServer(s *Services, o ServerOptions, more ...grpc.ServerOption) *grpc.Se
 	gs := grpc.NewServer(append(opts, more...)...)
 	Register(gs, s)
 	s.registerHealth(gs)
-	reflection.Register(gs)
+	registerReflection(gs)
 	known = gs.GetServiceInfo()
 	return gs
 }
@@ -349,9 +349,26 @@ func (w watchStream) Recv() (*pb.WatchRequest, error) {
 	return r, nil
 }
 
-func (w watchStream) Send(a *Answer) error {
-	w.call.Sent.Inc()
-	return w.stream.SendMsg(a)
+// together is a server's stream that sends several messages in one go, and keeps nothing of them.
+type together interface {
+	SendAll(messages []any) error
+}
+
+func (w watchStream) Send(answers []*Answer) error {
+	w.call.Sent.Add(float64(len(answers)))
+	if t, ok := w.stream.(together); ok {
+		messages := make([]any, len(answers))
+		for i, a := range answers {
+			messages[i] = a
+		}
+		return t.SendAll(messages)
+	}
+	for _, a := range answers {
+		if err := w.stream.SendMsg(&Answer{Buffers: mem.BufferSlice{mem.SliceBuffer(a.Bytes())}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unknown answers calls of services and methods that are not registered, in grpc-go's own texts.

@@ -179,11 +179,17 @@ func (t *tap) Recv() (*pb.WatchRequest, error) {
 }
 
 // Send never fails: that enough was seen is no failure of a stream, and is not to be counted as one.
-func (t *tap) Send(a *Answer) error {
-	if t.ended {
-		a.Free()
-		return nil
+func (t *tap) Send(answers []*Answer) error {
+	for _, a := range answers {
+		if t.ended {
+			break
+		}
+		t.take(a)
 	}
+	return nil
+}
+
+func (t *tap) take(a *Answer) {
 	r := new(pb.WatchResponse)
 	more, err := false, decodeAnswer(a, r)
 	if err == nil {
@@ -196,7 +202,6 @@ func (t *tap) Send(a *Answer) error {
 		t.ended, t.err = true, err
 		t.stop()
 	}
-	return nil
 }
 
 // refused is why a watch was not made or has ended, in the words in which etcd's client says it.

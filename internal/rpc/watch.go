@@ -3,24 +3,21 @@ package rpc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc/mem"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/watch"
 )
 
 // WatchStream is the stream of Watch.Watch as its front door hands it over. Recv returns io.EOF when the client has
-// closed its side, and another error when the stream is broken. Send takes the wire form of a WatchResponse.
+// closed its side, and another error when the stream is broken. Send takes WatchResponses in their wire form, which are the
+// caller's again when it returns.
 type WatchStream interface {
 	Recv() (*pb.WatchRequest, error)
-	Send(*Answer) error
+	Send([]*Answer) error
 }
 
 // Watch serves one stream of watchers until the client ends it or ctx, which must come from StreamContext, ends. A client
@@ -46,32 +43,32 @@ func (s *Services) Watch(ctx context.Context, stream WatchStream) error {
 		if err != nil {
 			return watchEnd(ctx, err)
 		}
-		if now := s.authMark(); now != seen {
-			g.recheck()
-			seen = now
-			if b.Kind == watch.Events && !w.Watching(b.ID) {
-				continue // of a watcher that has just ended
+		out := bursts.Get().(*burst)
+		for ok := true; ok; {
+			gone := false // a watcher that has just ended
+			if now := s.authMark(); now != seen {
+				g.recheck()
+				seen = now
+				gone = b.Kind == watch.Events && !w.Watching(b.ID)
+			}
+			if b.Kind == watch.Canceled || b.Kind == watch.Compacted {
+				g.spans.end(b.ID)
+			}
+			if !gone {
+				out.add(s, &b)
+			}
+			if ok = !out.full(); ok {
+				b, ok, err = w.Ready()
 			}
 		}
-		begin := time.Now()
-		if b.Kind == watch.Canceled || b.Kind == watch.Compacted {
-			g.spans.end(b.ID)
-		}
-		if err := s.sendBatch(&b, stream.Send); err != nil {
+		if failed := s.sendBurst(out, stream); failed != nil {
 			if ctx.Err() == nil {
 				s.m.StreamFailures.WithLabelValues("send", "watch").Inc()
 			}
-			return watchEnd(ctx, err)
+			err = failed
 		}
-		switch took := time.Since(begin).Seconds(); {
-		case len(b.Events) > 0:
-			s.m.Events.Add(float64(len(b.Events)))
-			s.m.WatchSendSeconds.Observe(took)
-			s.m.WatchSendPerEventSeconds.Observe(took / float64(len(b.Events)))
-		case b.Kind == watch.Progress:
-			s.m.WatchProgressSeconds.Observe(took)
-		default:
-			s.m.WatchControlSeconds.Observe(took)
+		if err != nil {
+			return watchEnd(ctx, err)
 		}
 	}
 }
@@ -135,110 +132,4 @@ func createOptions(r *pb.WatchCreateRequest) watch.CreateOptions {
 		}
 	}
 	return o
-}
-
-// sendBatch sends one batch: in one answer, or in fragments if the watcher allows them and the answer is longer than a
-// message of a client may be.
-func (s *Services) sendBatch(b *watch.Batch, send func(*Answer) error) error {
-	var head [2*maxHeaderBytes + 64]byte
-	prefix := appendHeader(head[:0], s.b.Header(), b.Revision)
-	prefix = appendVarint(prefix, watchID, uint64(b.ID))
-	switch b.Kind {
-	case watch.Events:
-		return s.sendEvents(prefix, b, send)
-	case watch.Created:
-		prefix = appendBool(prefix, watchCreated, true)
-	case watch.Refused:
-		prefix = appendBool(prefix, watchCreated, true)
-		prefix = appendBool(prefix, watchCanceled, true)
-		prefix = appendBytes(prefix, watchReason, []byte(refusal(b.Err)))
-	case watch.Canceled:
-		prefix = appendBool(prefix, watchCanceled, true)
-		if b.Err != nil {
-			prefix = appendBytes(prefix, watchReason, []byte(refusal(b.Err)))
-		}
-	case watch.Compacted:
-		prefix = appendBool(prefix, watchCanceled, true)
-		prefix = appendVarint(prefix, watchCompact, uint64(b.CompactRevision))
-	case watch.Progress:
-	default:
-		panic(fmt.Sprintf("rpc: a watch batch of kind %d", b.Kind))
-	}
-	return send(&Answer{Buffers: mem.BufferSlice{mem.SliceBuffer(append([]byte(nil), prefix...))}})
-}
-
-// refusal is the reason that etcd gives for a watcher that it does not make.
-func refusal(err error) string {
-	if _, ok := err.(watchRefusal); ok || errors.Is(err, watch.ErrEmptyRange) || errors.Is(err, watch.ErrDuplicateID) {
-		return err.Error()
-	}
-	return Text(err)
-}
-
-// inlineBytes is the length up to which the events of an answer are copied behind its header; longer ones are sent from
-// the buffers that all watchers share.
-const inlineBytes = 4 << 10
-
-func (s *Services) sendEvents(prefix []byte, b *watch.Batch, send func(*Answer) error) error {
-	limit := s.o.MaxRequestBytes + grpcOverheadBytes
-	events := b.Events
-	for len(events) > 0 {
-		n, size := 0, len(prefix)
-		for n < len(events) {
-			e := len(events[n].Wire(b.PrevKV, encodeEvent))
-			if b.Fragment && n > 0 && size+e >= limit {
-				break
-			}
-			n, size = n+1, size+e
-		}
-		if err := send(eventsAnswer(prefix, events[:n], b.PrevKV, size, n < len(events))); err != nil {
-			return err
-		}
-		events = events[n:]
-	}
-	return nil
-}
-
-// eventsAnswer makes one answer of size bytes, of which prefix is the beginning.
-func eventsAnswer(prefix []byte, events []*watch.Event, prevKV bool, size int, more bool) *Answer {
-	inline := size <= inlineBytes
-	room := len(prefix) + 2
-	if inline {
-		room = size + 2
-	}
-	head := append(make([]byte, 0, room), prefix...)
-	head = appendBool(head, watchFragment, more)
-	if inline {
-		for _, e := range events {
-			head = append(head, e.Wire(prevKV, encodeEvent)...)
-		}
-		return &Answer{Buffers: mem.BufferSlice{mem.SliceBuffer(head)}}
-	}
-	out := make(mem.BufferSlice, 0, 1+len(events))
-	out = append(out, mem.SliceBuffer(head))
-	for _, e := range events {
-		out = append(out, mem.SliceBuffer(e.Wire(prevKV, encodeEvent)))
-	}
-	return &Answer{Buffers: out}
-}
-
-// encodeEvent appends an event as the field events of a WatchResponse. It is what package watch keeps with the event.
-func encodeEvent(dst []byte, e *watch.Event, prev *kv.KeyValue) []byte {
-	body := sizeVarint(eventType, uint64(e.Type)) + sizeMessage(eventKV, sizeKeyValue(&e.KV))
-	if prev != nil {
-		body += sizeMessage(eventPrev, sizeKeyValue(prev))
-	}
-	dst = protowire.AppendTag(dst, watchEvents, protowire.BytesType)
-	dst = protowire.AppendVarint(dst, uint64(body))
-	dst = appendVarint(dst, eventType, uint64(e.Type))
-	dst = appendKeyValue(dst, eventKV, &e.KV)
-	if prev != nil {
-		dst = appendKeyValue(dst, eventPrev, prev)
-	}
-	return dst
-}
-
-// sizeMessage is the size of a field that holds a message of n bytes; unlike bytes, an empty one is there.
-func sizeMessage(field protowire.Number, n int) int {
-	return protowire.SizeTag(field) + protowire.SizeBytes(n)
 }

@@ -109,9 +109,17 @@ func (s *watchStream) Recv() (*pb.WatchRequest, error) {
 	}
 }
 
-// Send takes an answer of the service.
-func (s *watchStream) Send(a *rpc.Answer) error {
-	defer a.Free()
+// Send takes answers of the service.
+func (s *watchStream) Send(answers []*rpc.Answer) error {
+	for _, a := range answers {
+		if err := s.takeOne(a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *watchStream) takeOne(a *rpc.Answer) error {
 	var m pb.WatchResponse
 	if err := proto.Unmarshal(a.Bytes(), &m); err != nil {
 		panic(fmt.Sprintf("sim: a watch answer that is none: %v", err))

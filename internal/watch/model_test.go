@@ -203,7 +203,15 @@ func (c *client) consume(r *rand.Rand) {
 		if err != nil {
 			c.fatalf("next: %v", err)
 		}
-		c.take(b)
+		for ready := true; ready; {
+			c.take(b)
+			if ready = r.IntN(4) > 0; ready {
+				b, ready, err = c.s.Ready()
+			}
+			if err != nil {
+				c.fatalf("what is ready: %v", err)
+			}
+		}
 		nap(r, 20*time.Millisecond)
 	}
 }

@@ -28,6 +28,26 @@ func (s *Stream) Next(ctx context.Context) (Batch, error) {
 	}
 }
 
+// Ready is Next for somebody who sends what he has before he waits: it returns false where Next would wait, or read history for
+// watchers that lag. The events of the batch before it are not valid any more, in any case.
+func (s *Stream) Ready() (Batch, bool, error) {
+	for {
+		b, what, err := s.look()
+		switch {
+		case err != nil:
+			return Batch{}, false, nil // Next returns it
+		case what == give:
+			b, err = s.finish(b)
+			return b, err == nil, err
+		case what == again:
+			continue
+		case what == catchUpFirst:
+			s.turn = true // still
+		}
+		return Batch{}, false, nil
+	}
+}
+
 type step uint8
 
 const (
