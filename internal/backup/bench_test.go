@@ -2,9 +2,11 @@ package backup
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/engine"
@@ -44,16 +46,24 @@ func BenchmarkExport(b *testing.B) {
 	if err := e.Flush(); err != nil {
 		b.Fatal(err)
 	}
+	var planning time.Duration
 	b.ResetTimer()
 	for range b.N {
 		rows, err := e.NewSnapshot()
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := Export(b.Context(), rows, filepath.Join(b.TempDir(), "db"), exportOptions); err != nil {
+		begin := time.Now()
+		x, err := NewExport(b.Context(), rows, exportOptions)
+		if err != nil {
+			b.Fatal(err)
+		}
+		planning += time.Since(begin)
+		if _, err := x.Write(b.Context(), io.Discard); err != nil {
 			b.Fatal(err)
 		}
 		_ = rows.Close()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/keys, "ns/key")
+	b.ReportMetric(float64(planning.Nanoseconds())/float64(b.N)/keys, "ns/key-planning")
 }

@@ -3,7 +3,9 @@ package backup
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -63,10 +65,28 @@ func exported(t *testing.T, s *fsm.State) string {
 	}
 	defer rows.Close()
 	path := filepath.Join(t.TempDir(), "db")
-	if _, err := Export(t.Context(), rows, path, exportOptions); err != nil {
+	if _, err := exportTo(t.Context(), rows, path, exportOptions); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// exportTo writes a snapshot to a file, and sees that it is as long as was said.
+func exportTo(ctx context.Context, rows *engine.Snapshot, path string, o Options) (mvcc.Dumped, error) {
+	x, err := NewExport(ctx, rows, o)
+	if err != nil {
+		return mvcc.Dumped{}, err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return mvcc.Dumped{}, err
+	}
+	d, err := x.Write(ctx, f)
+	info, statErr := f.Stat()
+	if err = errors.Join(err, statErr, f.Close()); err == nil && info.Size() != x.Bytes() {
+		err = fmt.Errorf("%d bytes were written of %d", info.Size(), x.Bytes())
+	}
+	return d, err
 }
 
 // bucketRows reads a bucket of a file with our reader, and with the library, which must agree.
@@ -208,7 +228,7 @@ func TestExportIsOneMoment(t *testing.T) {
 		_, _, err := s.Store.CompactStep(context.Background(), 1000)
 		return err
 	}
-	d, err := Export(t.Context(), rows, path, o)
+	d, err := exportTo(t.Context(), rows, path, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,21 +240,31 @@ func TestExportIsOneMoment(t *testing.T) {
 	}
 }
 
-// TestExportFails leaves no file.
+// TestExportFails ends with the errors of pauses and of whoever takes the file.
 func TestExportFails(t *testing.T) {
 	s := newState(t)
+	for i := range 300 {
+		apply(t, s, &command.Command{Put: &command.Put{Key: fmt.Appendf(nil, "key%d", i), Value: make([]byte, 1000)}})
+	}
 	rows, err := s.Engine.NewSnapshot()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rows.Close()
-	path := filepath.Join(t.TempDir(), "db")
+	x, err := NewExport(t.Context(), rows, exportOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Write(t.Context(), writeFails{}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("nobody took the file, and the error is %v", err)
+	}
 	o := exportOptions
 	o.Pause = func() error { return os.ErrDeadlineExceeded }
-	if _, err := Export(t.Context(), rows, path, o); err == nil {
-		t.Error("no error")
-	}
-	if _, err := os.Stat(path); !os.IsNotExist(err) {
-		t.Errorf("the file is left: %v", err)
+	if _, err := NewExport(t.Context(), rows, o); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a pause failed, and the error is %v", err)
 	}
 }
+
+type writeFails struct{}
+
+func (writeFails) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }

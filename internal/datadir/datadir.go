@@ -10,7 +10,6 @@
 //	state-N/      the state engine (package engine)
 //	incoming/     checkpoints being received; emptied at every start
 //	checkpoints/  checkpoints made for members that are far behind; emptied at every start
-//	snapshots/    snapshots being made for clients; emptied at every start
 //
 // The log may be in a directory of its own instead, which then has a LOCK and a copy of member.json beside log/, so that
 // no two members take it and none takes another's (UseLog).
@@ -185,9 +184,6 @@ func (d *Dir) Incoming() string { return d.join(incomingName) }
 // Checkpoints is the folder for checkpoints made here for other members.
 func (d *Dir) Checkpoints() string { return d.join(checkpointsName) }
 
-// Snapshots is the folder for the files of snapshots while clients are sent them.
-func (d *Dir) Snapshots() string { return d.join(snapshotsName) }
-
 // State returns the current state folder. It wraps ErrLostState if that is gone or cannot be told.
 func (d *Dir) State() (string, error) {
 	b, err := d.readFile(stateName)
@@ -322,7 +318,11 @@ func (d *Dir) recover() error {
 	if err := d.readIdentity(); err != nil {
 		return err
 	}
-	for _, name := range []string{incomingName, checkpointsName, snapshotsName} {
+	// Older binaries made snapshots for clients in a folder.
+	if err := d.fs.RemoveAll(d.join(snapshotsName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, name := range []string{incomingName, checkpointsName} {
 		d.noteMissing(d.join(name))
 		if err := d.fs.RemoveAll(d.join(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

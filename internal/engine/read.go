@@ -86,6 +86,12 @@ func (i *Iter) Key() []byte { return i.it.Key() }
 // Value returns the row's value; valid until the next move. An error in reading it is kept for Err.
 func (i *Iter) Value() []byte { return i.it.Value() }
 
+// ValueLen returns how long the row's value is. It does not read values that lie in blocks of their own.
+func (i *Iter) ValueLen() int {
+	v := i.it.LazyValue()
+	return v.Len()
+}
+
 // Err returns the error that ended the walk, if it was not the end.
 func (i *Iter) Err() error { return i.it.Error() }
 

@@ -46,6 +46,16 @@ func TestDumpWindows(t *testing.T) {
 		if n := strings.Count(want, "\n"); n < 300 {
 			t.Fatalf("seed %d: only %d rows", seed, n)
 		}
+		shown, planned := map[[2]int]int{}, map[[2]int]int{}
+		_, err = Dump(t.Context(), r, func() error { return nil }, func(key, value []byte) error { shown[[2]int{len(key), len(value)}]++; return nil })
+		w.check(err, "dump")
+		_, err = DumpSizes(t.Context(), r, func() error { return nil }, func(key, value int) { planned[[2]int{key, value}]++ })
+		w.check(err, "sizes")
+		for size, n := range shown {
+			if planned[size] < n {
+				t.Fatalf("seed %d: %d rows have %d bytes of key and value, said were %d", seed, n, size, planned[size])
+			}
+		}
 		for _, b := range []bounds{{1, 1 << 20}, {7, 1 << 20}, {64, 1}, {64, 100}, {1 << 20, 1}, {1 << 20, 200}, {50, 0}} {
 			if b.bytes == 0 {
 				b.bytes = 1 + w.rng.IntN(1000)

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/trivet-kv/trivet/internal/compactor"
@@ -44,7 +45,7 @@ type Member struct {
 	compactor *compactor.Driver
 
 	leadership  leadership
-	snapshots   snapshots
+	snapshots   atomic.Int32 // how many clients are being sent one
 	authChanged broadcast
 	room        *room
 	usage       usage

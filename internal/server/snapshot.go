@@ -4,13 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
+	"io"
 	"sync/atomic"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/trivet-kv/trivet/internal/backup"
 	"github.com/trivet-kv/trivet/internal/engine"
@@ -20,12 +16,12 @@ import (
 )
 
 const (
-	// maxSnapshots is how many snapshots are made or sent at once; each takes the disk space of its file.
+	// maxSnapshots is how many snapshots are sent at once.
 	maxSnapshots = 2
-	// spareBytes is what a snapshot leaves free on the disk: the member itself needs room for its log.
-	spareBytes = 256 << 20
-	// lookEvery is how often the free space is looked at.
-	lookEvery = 50 * time.Millisecond
+	// snapshotPieces is how many pieces of a snapshot are made ahead of what its client has taken.
+	snapshotPieces = 4
+	// maxStandstill is how long a client may take nothing of a snapshot: until the end the engine keeps what belongs to its moment.
+	maxStandstill = time.Minute
 	// A piece of a snapshot takes minPiece or a little longer. While there are writers a rest of restFactor times what it took
 	// follows, maxRest at most.
 	minPiece   = time.Millisecond
@@ -33,96 +29,161 @@ const (
 	maxRest    = 10 * time.Millisecond
 )
 
-// snapshots is what the member knows of the snapshots that clients are sent.
-type snapshots struct {
-	open atomic.Int32
-	made atomic.Uint64 // for the names of their files
-}
-
-// Snapshot makes a file of the state of one moment; see rpc.Backend. It is made in the data directory, and its name is taken
-// away before it is sent, so that nothing is left of it however the sending ends.
+// Snapshot begins a snapshot of the state of one moment; see rpc.Backend. It is made as it is read, and lies on no disk.
 func (m *Member) Snapshot(ctx context.Context) (rpc.Snapshot, error) {
-	if m.snapshots.open.Add(1) > maxSnapshots {
-		m.snapshots.open.Add(-1)
+	if m.snapshots.Add(1) > maxSnapshots {
+		m.snapshots.Add(-1)
 		return nil, kv.ErrTooManyRequests
 	}
-	f, err := m.makeSnapshot(ctx)
+	s, err := m.beginSnapshot(ctx)
 	if err != nil {
-		m.snapshots.open.Add(-1)
+		m.snapshots.Add(-1)
 		return nil, err
 	}
-	return f, nil
+	return s, nil
 }
 
-func (m *Member) makeSnapshot(ctx context.Context) (*snapshotFile, error) {
-	path := filepath.Join(m.dir.Snapshots(), strconv.FormatUint(m.snapshots.made.Add(1), 10)+".db")
-	begin := time.Now()
+func (m *Member) beginSnapshot(ctx context.Context) (*snapshot, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	p := &pacer{m: m, begin: time.Now()}
 	for {
 		state := m.machine.state.Load()
 		rows, err := state.Engine.NewSnapshot()
+		var x *backup.Export
 		if err == nil {
-			_, err = backup.Export(ctx, rows, path, backup.Options{
+			x, err = backup.NewExport(ctx, rows, backup.Options{
 				StorageVersion: rpc.StorageVersion, Members: replica.DecodeConfState,
-				Pause: m.pause(ctx),
+				Pause: func() error { return p.pause(ctx) },
 			})
-			err = errors.Join(err, rows.Close())
+			if err != nil {
+				err = errors.Join(err, rows.Close())
+			}
 		}
-		if errors.Is(err, engine.ErrClosed) && state != m.machine.state.Load() {
-			continue // a checkpoint of another member took its place
-		}
-		if err != nil {
+		switch {
+		case err == nil:
+			s := &snapshot{
+				size: x.Bytes(), pieces: make(chan []byte, snapshotPieces), taken: make(chan []byte, snapshotPieces+1),
+				cancel: cancel, pacer: p, ctx: ctx, done: func() { m.snapshots.Add(-1) },
+			}
+			go s.make(x, rows)
+			return s, nil
+		case errors.Is(err, engine.ErrClosed) && state != m.machine.state.Load():
+			// a checkpoint of another member took its place
+		default:
+			cancel()
 			return nil, err
 		}
-		break
 	}
-	f, err := os.Open(path)
-	if err = errors.Join(err, os.Remove(path)); err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	m.logger.Info("made a snapshot for a client", "bytes", info.Size(), "took", time.Since(begin))
-	return &snapshotFile{File: f, size: info.Size(), done: func() { m.snapshots.open.Add(-1) }}, nil
 }
 
-// pause is called between two pieces of a snapshot. While there are writers it rests for some times as long as the piece
-// took, by the clock: where others want the processors, pieces take longer and so do the rests. It also ends a snapshot that would
-// fill the disk.
-func (m *Member) pause(ctx context.Context) func() error {
-	p := &pacer{m: m, begin: time.Now()}
-	return func() error {
-		if took := time.Since(p.begin); took >= minPiece {
-			if err := p.room(); err != nil {
-				return err
-			}
-			p.rest(ctx, took)
-		}
-		return context.Cause(ctx)
+// snapshot is a file while it is made. One goroutine makes it, and the caller reads.
+type snapshot struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	size   int64
+	pacer  *pacer
+	pieces chan []byte // closed by the maker at the end
+	err    error       // of the maker; set before pieces is closed
+	taken  chan []byte // memory of pieces that were read
+	piece  []byte      // what is read
+	left   []byte      // of it
+	done   func()
+	closed atomic.Bool
+}
+
+// make writes the file until its end, an error or Close.
+func (s *snapshot) make(x *backup.Export, rows *engine.Snapshot) {
+	begin := time.Now()
+	_, err := x.Write(s.ctx, s)
+	if s.err = errors.Join(err, rows.Close()); s.err == nil {
+		s.pacer.m.logger.Info("made a snapshot for a client", "bytes", s.size, "took", time.Since(begin))
 	}
+	close(s.pieces)
+}
+
+// Write is the maker's. It waits while the client has not taken what was made before.
+func (s *snapshot) Write(b []byte) (int, error) {
+	var piece []byte
+	select {
+	case piece = <-s.taken:
+	default:
+	}
+	piece = append(piece[:0], b...)
+	select {
+	case s.pieces <- piece:
+		return len(b), nil
+	default:
+	}
+	begin := time.Now()
+	t := time.NewTimer(maxStandstill)
+	defer t.Stop()
+	select {
+	case s.pieces <- piece:
+	case <-s.ctx.Done():
+		return 0, context.Cause(s.ctx)
+	case <-t.C:
+		return 0, fmt.Errorf("the client of a snapshot has taken nothing for %v", maxStandstill)
+	}
+	s.pacer.waited(time.Since(begin))
+	return len(b), nil
+}
+
+// Read implements io.Reader.
+func (s *snapshot) Read(b []byte) (int, error) {
+	for len(s.left) == 0 {
+		if s.piece != nil {
+			select {
+			case s.taken <- s.piece:
+			default:
+			}
+		}
+		var ok bool
+		if s.piece, ok = <-s.pieces; !ok {
+			if s.err != nil {
+				return 0, s.err
+			}
+			return 0, io.EOF
+		}
+		s.left = s.piece
+	}
+	n := copy(b, s.left)
+	s.left = s.left[n:]
+	return n, nil
+}
+
+// Size is how long the file is.
+func (s *snapshot) Size() int64 { return s.size }
+
+// Close ends the maker and waits for it.
+func (s *snapshot) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	defer s.done()
+	s.cancel()
+	for range s.pieces {
+	}
+	return nil
 }
 
 // pacer is the pace of one snapshot.
 type pacer struct {
 	m        *Member
 	begin    time.Time // of the piece
-	looked   time.Time // at the disk
 	revision int64     // when the piece began
 }
 
-func (p *pacer) room() error {
-	if time.Since(p.looked) < lookEvery {
-		return nil
+// pause is called between two pieces of a snapshot. While there are writers it rests for some times as long as the piece
+// took, by the clock: where others want the processors, pieces take longer and so do the rests.
+func (p *pacer) pause(ctx context.Context) error {
+	if took := time.Since(p.begin); took >= minPiece {
+		p.rest(ctx, took)
 	}
-	p.looked = time.Now()
-	usage, err := vfs.Default.GetDiskUsage(p.m.dir.Snapshots())
-	if err == nil && usage.AvailBytes < spareBytes {
-		err = fmt.Errorf("the disk of the data directory has %d MiB left, and a snapshot leaves %d MiB to the member: free some space, or ask another member",
-			usage.AvailBytes>>20, spareBytes>>20)
-	}
-	return err
+	return context.Cause(ctx)
 }
+
+// waited takes time out of the piece in which nothing was done.
+func (p *pacer) waited(d time.Duration) { p.begin = p.begin.Add(d) }
 
 // rest waits if somebody waits for a write at this member, or something was written while the piece was made.
 func (p *pacer) rest(ctx context.Context, took time.Duration) {
@@ -134,24 +195,4 @@ func (p *pacer) rest(ctx context.Context, took time.Duration) {
 		}
 	}
 	p.begin, p.revision = time.Now(), revision
-}
-
-// snapshotFile is a file without a name.
-type snapshotFile struct {
-	*os.File
-	size   int64
-	done   func()
-	closed atomic.Bool
-}
-
-// Size is how long the file is.
-func (f *snapshotFile) Size() int64 { return f.size }
-
-// Close gives the space back.
-func (f *snapshotFile) Close() error {
-	if f.closed.Swap(true) {
-		return nil
-	}
-	defer f.done()
-	return f.File.Close()
 }

@@ -248,8 +248,8 @@ func (s *savers) dying(ctx context.Context) {
 	m.start()
 	m.ready(30 * time.Second)
 	for _, m := range s.members {
-		if left, err := os.ReadDir(filepath.Join(m.dir, "snapshots")); err != nil || len(left) > 0 {
-			s.t.Errorf("%s keeps %v, %v", m.name, left, err)
+		if _, err := os.Stat(filepath.Join(m.dir, "snapshots")); !os.IsNotExist(err) {
+			s.t.Errorf("%s has a folder of snapshots (%v), which are made on no disk", m.name, err)
 		}
 	}
 }

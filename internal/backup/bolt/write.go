@@ -13,38 +13,56 @@ import (
 
 // Sizes that Writer uses.
 const (
-	writePage   = 4096          // of the files, whatever the machine's page size
-	inlineBytes = writePage / 4 // a bucket up to this size lies in its row, as in the library's files
-	writeBuffer = 256 << 10
-	freelistAt  = 2 // page of the list of free pages, which is empty
+	writePage   = 4096 // of the files, whatever the machine's page size
+	writeBuffer = 64 << 10
+	firstPage   = 2 // behind the two that describe the file
+	wholePage   = writePage - pageHeader
 )
 
-// Writer writes a file from its first page to its last: each bucket once, and its rows in the order of their keys. So no page
-// is written twice, none is free, and what it keeps in memory is one page for each level of a tree, however long the file
-// becomes. The file is one of the library's own form: it may be changed by the library afterwards.
+// Writer writes a file from its first byte to its last, so that it need not be a file: each bucket once, and its rows in the
+// order of their keys. What it keeps in memory is one page for each level of a tree, however long the file becomes. The file is one
+// of the library's own form: it may be changed by the library afterwards.
+//
+// The first pages say where the root is, how long the file is, and where the list of free pages is. None of that is known
+// before the rows are written, so all is given a place at the end of as many pages as there will be at most. The pages that are not
+// needed are zero and in the list.
 type Writer struct {
-	f       io.WriterAt
 	out     *bufio.Writer
 	next    uint64 // the page that is written next
+	list    uint64 // the first page of the list of free pages, behind the last that may be written
+	root    uint64 // the last page of the file
 	now     *tree
 	name    string
 	buckets []written
 	err     error // the first of all; nothing is written after it
 }
 
-// written is a bucket that is done: the root of its tree, or its only page.
+// written is a bucket that is done.
 type written struct {
-	name   string
-	root   uint64
-	inline []byte
+	name string
+	root uint64
 }
 
-// NewWriter begins a file.
-func NewWriter(f io.WriterAt) *Writer {
-	w := &Writer{f: f, next: freelistAt}
-	w.out = bufio.NewWriterSize(io.NewOffsetWriter(f, freelistAt*writePage), writeBuffer)
-	w.page(flagFreelist, 0, nil, nil)
+// NewWriter begins a file whose buckets need at most so many pages.
+func NewWriter(f io.Writer, pages uint64) *Writer {
+	w := &Writer{out: bufio.NewWriterSize(f, writeBuffer), next: firstPage, list: firstPage + pages}
+	w.root = w.list + listPages(pages)
+	// Of the two descriptions the second is the older one; both are of the same tree.
+	w.meta(0)
+	w.meta(1)
 	return w
+}
+
+// listPages is how many pages the list has that may name so many.
+func listPages(free uint64) uint64 { return (pageHeader + 8*(free+1) + writePage - 1) / writePage }
+
+// Bytes is how long the file becomes.
+func (w *Writer) Bytes() int64 { return int64(w.root+1) * writePage }
+
+// Pages ends the bucket that was begun last, and returns how many pages the buckets have taken.
+func (w *Writer) Pages() (uint64, error) {
+	w.endBucket()
+	return w.next - firstPage, w.err
 }
 
 // Bucket ends the bucket before and begins one, which must not have been there.
@@ -74,26 +92,46 @@ func (w *Writer) Put(key, value []byte) error {
 	return w.err
 }
 
-// Finish ends the file and returns how long it is. Nothing is synced.
-func (w *Writer) Finish() (int64, error) {
+// Finish ends the file.
+func (w *Writer) Finish() error {
 	w.endBucket()
 	slices.SortFunc(w.buckets, func(a, b written) int { return bytes.Compare([]byte(a.name), []byte(b.name)) })
 	root := &tree{w: w}
 	for _, b := range w.buckets {
-		header := make([]byte, bucketHeader, bucketHeader+len(b.inline))
-		binary.LittleEndian.PutUint64(header, b.root)
-		root.add(0, elementBucket, []byte(b.name), append(header, b.inline...), 0)
+		root.add(0, elementBucket, []byte(b.name), binary.LittleEndian.AppendUint64(make([]byte, 0, bucketHeader), b.root)[:bucketHeader], 0)
 	}
-	at := root.end()
+	if len(root.levels) > 1 {
+		w.fail(fmt.Errorf("the names of %d buckets do not fit on a page", len(w.buckets)))
+	}
+	w.free()
+	w.next = w.root
+	root.end()
 	if w.err == nil {
 		w.err = w.out.Flush()
 	}
-	// Of the two descriptions the second is the older one; both are of the same tree.
-	for i := range 2 {
-		w.meta(i, at)
-	}
-	return int64(w.next) * writePage, w.err
+	return w.err
 }
+
+// free writes the pages that were not needed, and the list of them.
+func (w *Writer) free() {
+	var list []byte
+	n := int(w.list - w.next)
+	count := n
+	if n >= maxCount { // then the first number is the count
+		count = maxCount
+		list = binary.LittleEndian.AppendUint64(list, uint64(n))
+	}
+	for ; w.next < w.list && w.err == nil; w.next++ {
+		list = binary.LittleEndian.AppendUint64(list, w.next)
+		if _, err := w.out.Write(zeros[:]); err != nil {
+			w.fail(err)
+		}
+	}
+	w.block(w.list, flagFreelist, count, int(w.root-w.list), nil, list)
+}
+
+// maxCount is the largest count that a page's header has room for.
+const maxCount = 1<<16 - 1
 
 func (w *Writer) fail(err error) {
 	if w.err == nil {
@@ -105,13 +143,7 @@ func (w *Writer) endBucket() {
 	if w.now == nil || w.err != nil {
 		return
 	}
-	b := written{name: w.name}
-	if leaf := w.now.only(); leaf != nil {
-		b.inline = leaf
-	} else {
-		b.root = w.now.end()
-	}
-	w.buckets, w.now = append(w.buckets, b), nil
+	w.buckets, w.now = append(w.buckets, written{w.name, w.now.end()}), nil
 }
 
 // page writes a page, with as many pages behind it as its content needs, and returns its number.
@@ -119,15 +151,35 @@ func (w *Writer) page(flags uint16, count int, fixed, data []byte) uint64 {
 	if w.err != nil {
 		return 0
 	}
-	id, size := w.next, pageHeader+len(fixed)+len(data)
-	pages := max(1, (size+writePage-1)/writePage)
-	w.next += uint64(pages)
-	for _, b := range [][]byte{header(id, flags, count, pages-1), fixed, data, zeros[:pages*writePage-size]} {
+	pages := pagesOf(len(fixed) + len(data))
+	id := w.next
+	if w.next += uint64(pages); id < w.list && w.next > w.list {
+		w.fail(fmt.Errorf("the rows need more than the %d pages that they were given", w.list-firstPage))
+		return 0
+	}
+	w.block(id, flags, count, pages, fixed, data)
+	return id
+}
+
+// pagesOf is how many pages a page with so much content is.
+func pagesOf(content int) int { return max(1, (pageHeader+content+writePage-1)/writePage) }
+
+// block writes a page that is as long as several.
+func (w *Writer) block(id uint64, flags uint16, count, pages int, fixed, data []byte) {
+	if w.err != nil {
+		return
+	}
+	left := pages*writePage - pageHeader - len(fixed) - len(data)
+	for _, b := range [][]byte{header(id, flags, count, pages-1), fixed, data} {
 		if _, err := w.out.Write(b); err != nil {
 			w.fail(err)
 		}
 	}
-	return id
+	for ; left > 0; left -= writePage {
+		if _, err := w.out.Write(zeros[:min(left, writePage)]); err != nil {
+			w.fail(err)
+		}
+	}
 }
 
 var zeros [writePage]byte
@@ -139,23 +191,20 @@ func header(id uint64, flags uint16, count, overflow int) []byte {
 	return binary.LittleEndian.AppendUint32(b, uint32(overflow))
 }
 
-// meta writes the page that describes the file, once to page 0 and once to page 1.
-func (w *Writer) meta(id int, root uint64) {
-	if w.err != nil {
-		return
-	}
+// meta writes a page that describes the file.
+func (w *Writer) meta(id int) {
 	b := header(uint64(id), flagMeta, 0, 0)
 	for _, n := range []uint32{magic, fileVersion, writePage, 0} {
 		b = binary.LittleEndian.AppendUint32(b, n)
 	}
 	transaction := uint64(2 - id)
-	for _, n := range []uint64{root, 0, freelistAt, w.next, transaction} {
+	for _, n := range []uint64{w.root, 0, w.list, w.root + 1, transaction} {
 		b = binary.LittleEndian.AppendUint64(b, n)
 	}
 	sum := fnv.New64a()
 	sum.Write(b[pageHeader:])
 	b = binary.LittleEndian.AppendUint64(b, sum.Sum64())
-	if _, err := w.f.WriteAt(append(b, zeros[len(b):]...), int64(id)*writePage); err != nil {
+	if _, err := w.out.Write(append(b, zeros[len(b):]...)); err != nil {
 		w.fail(err)
 	}
 }
@@ -242,20 +291,4 @@ func (t *tree) end() uint64 {
 		t.flush(at)
 	}
 	return t.write(at)
-}
-
-// only returns the tree as the one page that lies in its bucket's row, nil if it is too long for that.
-func (t *tree) only() []byte {
-	l := &level{}
-	switch {
-	case len(t.levels) > 1:
-		return nil
-	case len(t.levels) == 1:
-		l = t.levels[0]
-	}
-	if pageHeader+len(l.fixed)+len(l.data) > inlineBytes {
-		return nil
-	}
-	l.place(true)
-	return slices.Concat(header(0, flagLeaf, l.count, 0), l.fixed, l.data)
 }

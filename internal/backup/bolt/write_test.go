@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -15,35 +16,44 @@ import (
 // written writes a file of buckets with rows of sizes by chance, and returns what it holds as read does.
 func writeFile(t *testing.T, path string, r *rand.Rand, rows []int, largest int) string {
 	t.Helper()
+	type row struct{ key, value []byte }
+	all, pages := make([][]row, len(rows)), uint64(0)
+	for b, n := range rows {
+		var plan Plan
+		for i := range n {
+			key := binary.BigEndian.AppendUint64(nil, uint64(i))
+			key = append(key, bytes.Repeat([]byte{'k'}, r.IntN(1+largest/40))...)
+			value := bytes.Repeat([]byte{byte(i)}, r.IntN(1+r.IntN(1+largest)))
+			all[b] = append(all[b], row{key, value})
+			plan.Add(len(key), len(value))
+		}
+		pages += plan.Pages()
+	}
 	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	w := NewWriter(f)
+	w := NewWriter(f, pages)
 	var want bytes.Buffer
-	for b, n := range rows {
+	for b := range rows {
 		name := fmt.Sprintf("bucket-%03d", b)
 		fmt.Fprintf(&want, "[%s]\n", name)
 		if err := w.Bucket(name); err != nil {
 			t.Fatal(err)
 		}
-		for i := range n {
-			key := binary.BigEndian.AppendUint64(nil, uint64(i))
-			key = append(key, bytes.Repeat([]byte{'k'}, r.IntN(1+largest/40))...)
-			value := bytes.Repeat([]byte{byte(i)}, r.IntN(1+r.IntN(1+largest)))
-			fmt.Fprintf(&want, "%s=%x\n", key, value)
-			if err := w.Put(key, value); err != nil {
+		for _, row := range all[b] {
+			fmt.Fprintf(&want, "%s=%x\n", row.key, row.value)
+			if err := w.Put(row.key, row.value); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	size, err := w.Finish()
-	if err != nil {
+	if err := w.Finish(); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := f.Stat(); err != nil || info.Size() != size {
-		t.Fatalf("%v, %v, said to be %d bytes long", info, err, size)
+	if info, err := f.Stat(); err != nil || info.Size() != w.Bytes() {
+		t.Fatalf("%v, %v, said to be %d bytes long", info, err, w.Bytes())
 	}
 	return want.String()
 }
@@ -69,7 +79,7 @@ func libraryRead(t *testing.T, db *bbolt.DB) string {
 // TestLibraryTakesWhatIsWritten: buckets of no row to trees of three and four levels, rows of no byte to many pages. The
 // library finds nothing wrong, reads the same, and goes on: it deletes, changes and adds rows, and the file stays sound.
 func TestLibraryTakesWhatIsWritten(t *testing.T) {
-	many := make([]int, 300)
+	many := make([]int, 90)
 	for i := range many {
 		many[i] = i % 5
 	}
@@ -141,25 +151,53 @@ func changeSome(b *bbolt.Bucket, r *rand.Rand, rows int) error {
 // TestWriterRefuses what is no file: rows out of order, a bucket twice, a row outside of any.
 func TestWriterRefuses(t *testing.T) {
 	for name, write := range map[string]func(w *Writer) error{
-		"out of order":        func(w *Writer) error { _ = w.Bucket("a"); _ = w.Put([]byte("b"), nil); return w.Put([]byte("a"), nil) },
-		"twice":               func(w *Writer) error { _ = w.Bucket("a"); _ = w.Put([]byte("b"), nil); return w.Put([]byte("b"), nil) },
-		"an empty key":        func(w *Writer) error { _ = w.Bucket("a"); return w.Put(nil, nil) },
-		"a bucket twice":      func(w *Writer) error { _ = w.Bucket("a"); _ = w.Bucket("b"); return w.Bucket("a") },
+		"out of order":   func(w *Writer) error { _ = w.Bucket("a"); _ = w.Put([]byte("b"), nil); return w.Put([]byte("a"), nil) },
+		"twice":          func(w *Writer) error { _ = w.Bucket("a"); _ = w.Put([]byte("b"), nil); return w.Put([]byte("b"), nil) },
+		"an empty key":   func(w *Writer) error { _ = w.Bucket("a"); return w.Put(nil, nil) },
+		"a bucket twice": func(w *Writer) error { _ = w.Bucket("a"); _ = w.Bucket("b"); return w.Bucket("a") },
+		"more than planned": func(w *Writer) error {
+			_ = w.Bucket("a")
+			_ = w.Put([]byte("b"), make([]byte, 3*writePage))
+			_, err := w.Pages()
+			return err
+		},
 		"outside of a bucket": func(w *Writer) error { return w.Put([]byte("a"), nil) },
 	} {
-		f, err := os.Create(filepath.Join(t.TempDir(), "db"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		w := NewWriter(f)
+		w := NewWriter(io.Discard, 2)
 		if err := write(w); err == nil {
 			t.Errorf("%s: taken", name)
 		}
-		if _, err := w.Finish(); err == nil {
+		if err := w.Finish(); err == nil {
 			t.Errorf("%s: the file was ended as if it were whole", name)
 		}
-		if err := f.Close(); err != nil {
-			t.Error(err)
+	}
+}
+
+// TestPlan: the bound holds whatever the order of the rows, and is not far off for rows that are alike.
+func TestPlan(t *testing.T) {
+	for seed := range uint64(200) {
+		r := rand.New(rand.NewPCG(seed, 5))
+		var plan Plan
+		sizes := make([]int, r.IntN(3000))
+		least, spread := r.IntN(1000), 1+r.IntN(100)<<r.IntN(9)
+		for i := range sizes {
+			sizes[i] = least + r.IntN(1+r.IntN(spread))
+			plan.Add(18, sizes[i])
+		}
+		for range 3 {
+			r.Shuffle(len(sizes), func(i, j int) { sizes[i], sizes[j] = sizes[j], sizes[i] })
+			w := NewWriter(io.Discard, plan.Pages())
+			_ = w.Bucket("a")
+			for i, n := range sizes {
+				_ = w.Put(binary.BigEndian.AppendUint64(make([]byte, 10), uint64(i)), make([]byte, n))
+			}
+			used, err := w.Pages()
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			if least > 100 && spread < 100 && plan.Pages() > used+used/4+4 {
+				t.Errorf("seed %d: %d pages were planned for %d", seed, plan.Pages(), used)
+			}
 		}
 	}
 }
