@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/leader"
 )
 
@@ -49,6 +50,53 @@ func TestCompactsByItself(t *testing.T) {
 		}
 		if c.members[(lead+1)%3].Store().CompactRevision() == 0 {
 			t.Error("nothing was compacted")
+		}
+		for i := range 3 {
+			if i != lead {
+				c.stop(i)
+			}
+		}
+	})
+}
+
+// By revision too, every five minutes: the newest so many revisions stay readable on every member, what is older goes, and the
+// member that leads next goes on with it.
+func TestCompactsByRevision(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keep, step, look = 20, 10 * time.Second, 5 * time.Minute
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.change = func(o *Options) { o.Retention, o.Tick = leader.Retention{Revisions: keep}, time.Second }
+		c.startAll()
+		var history []int64 // the revision at each step
+		lead := -1
+		for i := range 120 {
+			up := 0
+			if up == lead {
+				up = 1
+			}
+			m := c.members[up]
+			revision := put(t, m, "k", fmt.Sprint(i)).Revision
+			history = append(history, revision)
+			got := m.Store().CompactRevision()
+			if got > max(revision-keep, 0) { // -1: nothing is compacted
+				t.Fatalf("after %d steps: compacted at %d, and %d revisions of %d are to be kept", i, got, keep, revision)
+			}
+			if ago := i - 2*int(look/step) - 1; ago >= 0 && got < history[ago]-keep { // two looks: a new leader's come at other times
+				t.Fatalf("after %d steps: compacted at %d, but %d was the revision %v ago", i, got, history[ago], 2*look)
+			}
+			if r, _, err := m.Store().Range(kv.RangeOptions{Range: kv.Range{Key: []byte("k")}, Revision: max(got, history[0])}); err != nil || len(r.KVs) != 1 {
+				t.Fatalf("after %d steps: at the oldest revision that is kept k is %v, %v", i, r.KVs, err)
+			}
+			time.Sleep(step)
+			if i == 70 {
+				for n, m := range c.members {
+					if m.Leader() == m.identity.MemberID {
+						lead = n
+					}
+				}
+				c.stop(lead)
+			}
 		}
 		for i := range 3 {
 			if i != lead {

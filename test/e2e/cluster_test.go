@@ -35,6 +35,7 @@ type member struct {
 	peerURL   string
 	tls       *tls.Config
 	args      []string
+	binary    string   // empty: the one under test
 	p         *process // nil before the first start
 	starts    int
 }
@@ -121,7 +122,7 @@ func (c *cluster) start(members ...*member) {
 func (m *member) start() {
 	m.t.Helper()
 	m.starts++
-	m.p = spawn(m.t, m.name, nil, trivet(m.t), m.args...)
+	m.p = spawn(m.t, m.name, nil, cmp.Or(m.binary, trivet(m.t)), m.args...)
 }
 
 // ready waits until the member can serve linearizable reads.

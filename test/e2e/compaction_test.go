@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -67,6 +68,62 @@ func TestCompactsByItself(t *testing.T) {
 	revision := c.agree(30 * time.Second)
 	for _, w := range append(keepUp, away) {
 		w.reach(t, revision, patience)
+	}
+}
+
+// TestCompactsByRevision: in mode revision the leader looks every five minutes, as etcd's, and compacts what is older than the newest so many
+// revisions, while a writer writes, readers read and watchers watch. A watcher that was away with its member is told where
+// history begins now. In minutes of another clock server's test of the same name has it at every run.
+func TestCompactsByRevision(t *testing.T) {
+	if os.Getenv("TRIVET_E2E_LONG") == "" {
+		t.Skip("it waits five minutes for the leader to look; TRIVET_E2E_LONG=1 runs it")
+	}
+	const keep = 500
+	c := startCluster(t, 3, "--auto-compaction-mode=revision", fmt.Sprint("--auto-compaction-retention=", keep))
+	away := c.others(c.leader())[0]
+	up := c.others(away)
+	first := retry(t, func(ctx context.Context) (*clientv3.PutResponse, error) { return c.client().Put(ctx, "k", "v") }).Header.Revision
+	resuming := auditResuming(t, away.name, c.client(away), first+1)
+	var keepUp []*auditor
+	for _, m := range up {
+		keepUp = append(keepUp, audit(t, m.name, c.client(m), first+1))
+	}
+	count := startCounter(t, c.client(up...), up...)
+	count.goesOn()
+	c.kill(away)
+	client := c.client(up...)
+	for begun := time.Now(); ; time.Sleep(time.Second) {
+		now := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return client.Get(ctx, "k") })
+		if time.Since(begun) > 8*time.Minute {
+			t.Fatalf("revision %d of %d is still readable", first, now.Header.Revision)
+		}
+		if _, err := client.Get(t.Context(), "k", clientv3.WithRev(first)); errors.Is(err, rpctypes.ErrCompacted) {
+			break
+		} else if err != nil || now.Header.Revision < keep {
+			continue
+		}
+		if _, err := client.Get(t.Context(), "k", clientv3.WithRev(now.Header.Revision-keep)); err != nil {
+			t.Fatalf("of %d revisions the newest %d are not readable: %v", now.Header.Revision, keep, err)
+		}
+	}
+	c.start(away)
+	resuming.hasBeenTold(t)
+	count.goesOn()
+	count.verify()
+	revision := c.agree(patience)
+	for _, w := range append(keepUp, resuming) {
+		w.reach(t, revision, patience)
+	}
+	hash := retry(t, func(ctx context.Context) (*clientv3.HashKVResponse, error) {
+		return client.HashKV(ctx, up[0].clientURL, 0)
+	})
+	if compacted := hash.CompactRevision; compacted <= first || compacted > revision-keep {
+		t.Errorf("history is compacted at %d; the newest %d revisions of %d are to be kept", compacted, keep, revision)
+	}
+	for _, m := range c.members {
+		if _, err := c.client(m).Get(t.Context(), "k", clientv3.WithRev(revision-keep)); err != nil {
+			t.Errorf("%s does not read %d revisions back: %v", m.name, keep, err)
+		}
 	}
 }
 

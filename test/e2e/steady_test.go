@@ -22,6 +22,7 @@ import (
 type steady struct {
 	t        *testing.T
 	c        *cluster
+	noJSON   bool // no callers of the JSON gateway
 	began    time.Time
 	auditors []*auditor
 	writers  []*steadyWriter
@@ -50,8 +51,14 @@ const patience = 60 * time.Second
 // startSteady starts the callers of n clients of all members.
 func startSteady(t *testing.T, c *cluster, n int) *steady {
 	t.Helper()
+	return startSteadyOver(t, c, n, true)
+}
+
+// startSteadyOver is startSteady, with or without callers of the JSON gateway.
+func startSteadyOver(t *testing.T, c *cluster, n int, json bool) *steady {
+	t.Helper()
 	s := &steady{
-		t: t, c: c, began: time.Now(), stop: make(chan struct{}),
+		t: t, c: c, noJSON: !json, began: time.Now(), stop: make(chan struct{}),
 		calls: map[string]int{}, slowest: map[string]time.Duration{}, faults: map[string]int{},
 		answered: map[*clientv3.Client]map[uint64]time.Time{},
 	}
@@ -145,7 +152,9 @@ func (s *steady) startClient(ctx context.Context, client *clientv3.Client, i int
 	if i >= 4 {
 		return // of these a few are enough
 	}
-	s.startJSON(i)
+	if !s.noJSON {
+		s.startJSON(i)
+	}
 	s.repeat("range", func(ctx context.Context) error {
 		answer, err := client.Get(ctx, "steady/range/", clientv3.WithPrefix())
 		if err == nil && len(answer.Kvs) != 200 {
