@@ -236,6 +236,18 @@ func TestLocalAddr(t *testing.T) {
 	}
 }
 
+// A port that the system is to choose can be advertised to clients, as in etcd, but not silently.
+func TestAdvertisedPortZero(t *testing.T) {
+	const u = "http://0.0.0.0:0"
+	c := mustLoad(t, []string{"--listen-client-urls=" + u, "--advertise-client-urls=" + u}, nil, "")
+	if len(c.AdvertiseClientURLs) != 1 || c.AdvertiseClientURLs[0].String() != u {
+		t.Errorf("advertised are %v", c.AdvertiseClientURLs)
+	}
+	if len(c.Notes) != 1 || !strings.HasPrefix(c.Notes[0].Message, "clients that ask the cluster for its members cannot reach this one") {
+		t.Errorf("noted is %v", c.Notes)
+	}
+}
+
 func TestAutoCompaction(t *testing.T) {
 	for _, x := range []struct {
 		args      string
@@ -469,6 +481,8 @@ func TestBadInput(t *testing.T) {
 		{"--listen-peer-urls=", "a member must listen somewhere"},
 		{"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls is missing"},
 		{"--advertise-client-urls=http://:2379", "nobody can reach"},
+		{"--advertise-client-urls=http://:0", "nobody can reach"},
+		{"--initial-advertise-peer-urls=http://127.0.0.1:0 --initial-cluster=default=http://127.0.0.1:0", "nobody can reach"},
 		{"--listen-client-urls=http://localhost:2380 --advertise-client-urls=http://localhost:2380", "also in --listen-peer-urls"},
 		{"--initial-cluster=http://localhost:2380", `--initial-cluster=http://localhost:2380: "http://localhost:2380" names no member; write it as NAME=http://HOST:PORT`},
 		{"--initial-cluster=a=localhost:2380", `member "a": "localhost:2380" is not a URL`},

@@ -263,6 +263,12 @@ func (c *Config) validateURLs(at func(string) string) error {
 			return fmt.Errorf("%s: a member must say where it is reached; write http://HOST:PORT", at(a.name))
 		}
 		for _, u := range a.urls {
+			if !Unix(u) && u.Hostname() != "" && u.Port() == "0" && a.name == "advertise-client-urls" {
+				// As in etcd, for tools that let the system choose a port and know it by other ways.
+				c.note(slog.LevelWarn, "clients that ask the cluster for its members cannot reach this one: its URL has no port to connect to",
+					"setting", at(a.name), "url", u.String())
+				continue
+			}
 			if !Unix(u) && (u.Hostname() == "" || u.Port() == "0") {
 				return fmt.Errorf("%s: nobody can reach %q; write http://HOST:PORT with a host and a port", at(a.name), u.String())
 			}

@@ -140,3 +140,15 @@ func TestNoPreface(t *testing.T) {
 		t.Errorf("it was told:\n%s", got)
 	}
 }
+
+// A client that takes no answer that begins as answers do is told so at once, also where several messages were to leave together.
+func TestAnswersThatCannotBegin(t *testing.T) {
+	_, _, addr := start(t, true, options{})
+	r := dial(t, addr)
+	r.ok(r.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxHeaderListSize, Val: 100}))
+	r.call(1, "Many", "2")
+	r.until(1)
+	if got := r.String(); !strings.Contains(got, "RST INTERNAL_ERROR") {
+		t.Errorf("it said:\n%s", got)
+	}
+}

@@ -453,7 +453,7 @@ func (c *conn) send(k *call, m *outgoing, more bool) error {
 	}
 	c.leave(k)
 	c.sending--
-	if !more {
+	if !more || err != nil {
 		c.push()
 	}
 	c.mu.Unlock()

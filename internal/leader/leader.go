@@ -68,6 +68,8 @@ type Options struct {
 	Checkpoint time.Duration
 	// Batch bounds the leases in one checkpoint command. Default 1000.
 	Batch int
+
+	since func(time.Time) time.Duration // time.Since, but for tests
 }
 
 func (o *Options) fill() {
@@ -85,6 +87,9 @@ func (o *Options) fill() {
 	}
 	if o.Batch <= 0 {
 		o.Batch = 1000
+	}
+	if o.since == nil {
+		o.since = time.Since
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -129,7 +134,7 @@ func (j *Jobs) Start(number uint64, leases Leases) {
 		Jobs:   j,
 		number: number,
 		table:  leases,
-		base:   time.Now(),
+		clock:  clock{base: time.Now(), since: j.o.since},
 		ready:  make(chan struct{}),
 		leases: make(map[kv.LeaseID]*entry),
 		clears: make(map[kv.LeaseID]*clearing),
@@ -143,6 +148,7 @@ func (j *Jobs) Start(number uint64, leases Leases) {
 	t.confirm = confirmer{ctx: t.ctx, term: number, confirm: j.o.Confirm}
 	j.term.Store(t)
 	t.running.Go(t.run)
+	t.running.Go(func() { t.clock.run(t.ctx) })
 }
 
 // Stop ends the jobs of the term, if one runs, and waits for them. Whoever waits in Renew or TimeToLive gets

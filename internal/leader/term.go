@@ -10,16 +10,17 @@ import (
 )
 
 // never is a time that does not come. Times in this package are distances from the beginning of the term, by the
-// monotonic clock, so that setting the clock of the machine moves no deadline.
+// monotonic clock, so that setting the clock of the machine moves no deadline. Time in which the process stood still is
+// left out (clock).
 const never = time.Duration(math.MaxInt64)
 
-// term is the jobs of one term of leadership. Three goroutines belong to it: run (expiry), checkpointLoop, and at times
-// the confirmer's; and up to Options.Revokes that each carry one revocation.
+// term is the jobs of one term of leadership. Four goroutines belong to it: run (expiry), checkpointLoop, the
+// clock's, and at times the confirmer's; and up to Options.Revokes that each carry one revocation.
 type term struct {
 	*Jobs
 	number  uint64
 	table   Leases
-	base    time.Time
+	clock   clock
 	ctx     context.Context // ends with the term
 	cancel  context.CancelFunc
 	running sync.WaitGroup
@@ -57,7 +58,7 @@ type entry struct {
 	place [orders]int
 }
 
-func (t *term) now() time.Duration { return time.Since(t.base) }
+func (t *term) now() time.Duration { return t.clock.now() }
 
 // after is so many seconds after now, or never.
 func after(now time.Duration, seconds int64) time.Duration {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,7 @@ type world struct {
 	members []*fakeMember
 	began   time.Time
 	queues  sync.WaitGroup
+	still   atomic.Int64 // how long all processes have stood still, of which the bubble's time knows nothing
 
 	mu     sync.Mutex
 	r      *rand.Rand
@@ -62,6 +64,7 @@ func newWorld(t *testing.T, seed uint64, members int, o Options) *world {
 	for i := range members {
 		m := &fakeMember{w: w, id: i, queue: make(chan queued, 100000), delay: 2 * time.Millisecond, confirm: 2 * time.Millisecond}
 		o.Propose, o.Confirm = m.propose, m.lead
+		o.since = func(t time.Time) time.Duration { return time.Since(t) + time.Duration(w.still.Load()) }
 		m.jobs = New(o)
 		w.members = append(w.members, m)
 		w.queues.Go(m.run)
@@ -82,6 +85,9 @@ func (w *world) rand(most time.Duration) time.Duration {
 	defer w.mu.Unlock()
 	return time.Duration(w.r.Int64N(int64(most) + 1))
 }
+
+// now is the time by the clock on the wall.
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.still.Load())) }
 
 func (w *world) chance(n int) bool { return w.rand(time.Duration(n-1)) == 0 }
 
@@ -198,7 +204,7 @@ func (w *world) apply(c *command.Command) command.Result {
 			return command.Result{Err: kv.ErrLeaseExists}
 		}
 		w.leases[l.ID] = l
-		w.alive[l.ID] = time.Now().Add(time.Duration(l.TTL) * time.Second)
+		w.alive[l.ID] = w.now().Add(time.Duration(l.TTL) * time.Second)
 		w.tell(func(j *Jobs) { j.Changed(l) })
 	case c.LeaseRevoke != nil:
 		return w.applyRevoke(c.LeaseRevoke)
@@ -232,13 +238,13 @@ func (w *world) applyRevoke(v *command.LeaseRevoke) command.Result {
 	if !ok {
 		return command.Result{Err: kv.ErrLeaseNotFound}
 	}
-	if early := time.Until(w.alive[v.ID]); v.Term != 0 && early > 0 {
+	if early := w.alive[v.ID].Sub(w.now()); v.Term != 0 && early > 0 {
 		if w.early++; !w.noFence {
 			w.t.Errorf("at %v, lease %d is revoked %v too early, in term %d", time.Since(w.began), v.ID, early, w.term)
 		}
 	}
 	delete(w.leases, v.ID)
-	w.revoked[v.ID] = time.Now()
+	w.revoked[v.ID] = w.now()
 	w.tell(func(j *Jobs) { j.Revoked(v.ID) })
 	return command.Result{}
 }
@@ -296,7 +302,7 @@ func (w *world) grant(id kv.LeaseID, ttl int64) error {
 
 // renew asks a member and writes down what the client may rely on.
 func (w *world) renew(ctx context.Context, member int, id kv.LeaseID) (int64, error) {
-	asked := time.Now()
+	asked := w.now()
 	ttl, err := w.members[member].jobs.Renew(ctx, id)
 	if err == nil {
 		until := asked.Add(time.Duration(ttl) * time.Second)

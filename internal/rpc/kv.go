@@ -99,7 +99,7 @@ const streamChunkBytes = 512 << 10
 
 // RangeStream answers KV.RangeStream: chunks of rows in key order, all at the revision of the first, the last one with
 // header, more and count. Each chunk reads from the store anew, so that a slow client holds nothing of the engine; if
-// the revision is compacted meanwhile, the stream ends with etcd's error.
+// the revision is compacted meanwhile, the stream ends with etcd's error. With another target streamSorted does it.
 func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send func(*Answer) error) error {
 	if err := checkRangeStream(r); err != nil {
 		return err
@@ -116,7 +116,9 @@ func (s *Services) RangeStream(ctx context.Context, r *pb.RangeRequest, send fun
 	if err != nil {
 		return err
 	}
-	o.Target = kv.SortByKey // no order was asked for, so that a target means nothing
+	if o.Target != kv.SortByKey {
+		return s.streamSorted(ctx, o, may, send)
+	}
 	left := o.Limit
 	if left <= 0 {
 		left = math.MaxInt64

@@ -358,3 +358,59 @@ func TestHealthService(t *testing.T) {
 		t.Errorf("%v answers of the health service were counted", counted)
 	}
 }
+
+// A stream that names a target other than the key is what Range answers, in chunks that clients with usual limits can take.
+func TestRangeStreamSorted(t *testing.T) {
+	s := serve(t, rpc.Options{}, watch.Options{})
+	conn := s.dial(t)
+	ctx := within(t)
+	for i, size := range []int{10, 700 << 10, 0} { // beside others: a row longer than a chunk
+		value := fmt.Appendf(nil, "%d%s", 9-i, bytes.Repeat([]byte{'v'}, size))
+		if _, err := s.services.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "a%d", i), Value: value}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 300 {
+		value := fmt.Appendf(nil, "%03d%s", (i*7)%300, bytes.Repeat([]byte{'w'}, 4000))
+		if _, err := s.services.Put(ctx, &pb.PutRequest{Key: fmt.Appendf(nil, "key%03d", i), Value: value}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range []*pb.RangeRequest{
+		{Key: []byte{0}, RangeEnd: []byte{0}},
+		{Key: []byte("a"), RangeEnd: []byte("b")},
+		{Key: []byte("a0")},
+		{Key: []byte("nothing"), RangeEnd: []byte("o")},
+		{Key: []byte{0}, RangeEnd: []byte{0}, KeysOnly: true},
+		{Key: []byte{0}, RangeEnd: []byte{0}, CountOnly: true},
+		{Key: []byte{0}, RangeEnd: []byte{0}, Limit: 200},
+		{Key: []byte{0}, RangeEnd: []byte{0}, Revision: 150},
+	} {
+		for target := range pb.RangeRequest_SortTarget_name {
+			r.SortTarget = pb.RangeRequest_SortTarget(target)
+			want, err := s.services.Range(ctx, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var pairs pb.RangeResponse
+			if err := proto.Unmarshal(want.Bytes(), &pairs); err != nil {
+				t.Fatal(err)
+			}
+			got, err := readRangeStream(conn, r)
+			if err != nil || !proto.Equal(got, &pairs) {
+				t.Errorf("%v: the stream has %d pairs, more %v, count %d; the range %d, %v, %d (%v)", r, len(got.GetKvs()), got.GetMore(), got.GetCount(), len(pairs.Kvs), pairs.More, pairs.Count, err)
+			}
+		}
+	}
+	chunks := 0
+	err := s.services.RangeStream(ctx, &pb.RangeRequest{Key: []byte{0}, RangeEnd: []byte{0}, SortTarget: pb.RangeRequest_VALUE}, func(a *rpc.Answer) error {
+		defer a.Free()
+		if chunks++; len(a.Bytes()) > 2<<20 {
+			t.Errorf("a chunk of %d bytes", len(a.Bytes()))
+		}
+		return nil
+	})
+	if err != nil || chunks < 3 {
+		t.Errorf("%d chunks, %v", chunks, err)
+	}
+}

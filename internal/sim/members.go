@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -141,7 +142,7 @@ func (r *run) meanwhile(rng *rand.Rand, change func()) error {
 		change()
 	}()
 	time.Sleep(between(rng, 0, 300*time.Millisecond))
-	do := [...]func(*run, *rand.Rand) error{crashOne, crashAll, partition, oneWay, pauseOne, moveLeader, nil, nil}[rng.IntN(8)]
+	do := [...]func(*run, *rand.Rand) error{crashOne, crashAll, partition, oneWay, pauseOne, moveLeader, slowDisk, nil, nil}[rng.IntN(9)]
 	var err error
 	if do != nil {
 		err = do(r, rng)
@@ -163,17 +164,41 @@ func (r *run) join(rng *rand.Rand, n *node) error {
 	return err
 }
 
+// spares are the nodes that are not in the cluster.
+func (r *run) spares() []*node {
+	return slices.DeleteFunc(slices.Clone(r.nodes), func(n *node) bool { return n.in })
+}
+
 func joinOne(r *run, rng *rand.Rand) error {
-	var spares []*node
-	for _, n := range r.nodes {
-		if !n.in {
-			spares = append(spares, n)
-		}
-	}
+	spares := r.spares()
 	if len(spares) == 0 {
 		return nil
 	}
 	return r.join(rng, spares[rng.IntN(len(spares))])
+}
+
+// joinAll lets all spares join at one moment, as learners that each need the cluster's state, and ask for their votes or not.
+func joinAll(r *run, rng *rand.Rand) error {
+	spares := r.spares()
+	promote, failed := make([]bool, len(spares)), make([]error, len(spares))
+	for i, n := range spares {
+		promote[i] = rng.IntN(2) == 0
+		r.newcomer(n, promote[i])
+	}
+	err := r.meanwhile(rng, func() {
+		var starting sync.WaitGroup
+		for i, n := range spares {
+			starting.Go(func() { failed[i] = n.start() })
+		}
+		starting.Wait()
+	})
+	for i, n := range spares {
+		if failed[i] != nil {
+			return fmt.Errorf("membership: %s cannot join: %w", n.name, failed[i])
+		}
+		n.in, r.changes.mayVote[n.id] = true, promote[i]
+	}
+	return err
 }
 
 // wipeOne takes a member's disk away. It comes back by itself, in the place of what it was.
@@ -240,6 +265,11 @@ func removeOne(r *run, rng *rand.Rand) error {
 	if leader := r.leader(); rng.IntN(2) == 0 && slices.Contains(nodes, leader) {
 		n = leader
 	}
+	return r.removeBy(rng, l, n)
+}
+
+// removeBy asks one member to remove another while something happens.
+func (r *run) removeBy(rng *rand.Rand, l *life, n *node) error {
 	id := n.id
 	var answer error
 	r.ask(id)
@@ -248,6 +278,27 @@ func removeOne(r *run, rng *rand.Rand) error {
 		err = r.stops(n, id)
 	}
 	return err
+}
+
+// removeLeader has the leader remove itself, mostly while its own disk is slow, or that of another, so that the change may be with the
+// others before it is with the leader, or the other way round.
+func removeLeader(r *run, rng *rand.Rand) error {
+	leader := r.leader()
+	if leader == nil || !slices.Contains(r.spendable(r.table(rng)), leader) {
+		return nil
+	}
+	l := leader.current()
+	if l == nil {
+		return nil
+	}
+	slow := r.someNode(rng)
+	if rng.IntN(2) == 0 {
+		slow = leader
+	}
+	disk := slow.disk // a node that was removed gets another
+	disk.SetSlower(1 + rng.IntN(300))
+	defer disk.SetSlower(1)
+	return r.removeBy(rng, l, leader)
 }
 
 // removeDown removes a member while it is down. When it comes back it must be told.

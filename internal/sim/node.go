@@ -42,6 +42,7 @@ type life struct {
 	member   *server.Member
 	services *rpc.Services
 	dead     atomic.Bool // no answer counts any more
+	leaving  atomic.Bool // it was told to stop: its streams end, without a fault of anybody
 	ctx      context.Context
 	end      context.CancelFunc
 }
@@ -150,6 +151,7 @@ func (n *node) stop(within time.Duration) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
+	l.leaving.Store(true)
 	l.services.Stop()
 	l.end()
 	err := l.member.Stop(ctx)

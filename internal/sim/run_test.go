@@ -108,7 +108,9 @@ func TestQuotas(t *testing.T) {
 }
 
 // changing are the faults of runs that are about who the members are.
-var changing = []string{"join", "promote", "remove", "remove while down", "wipe", "update", "crash one", "compact"}
+var changing = []string{
+	"join", "join all", "promote", "remove", "remove leader", "remove while down", "wipe", "update", "crash one", "slow disk", "compact",
+}
 
 // TestMembersChange runs clusters whose members come and go all the time.
 func TestMembersChange(t *testing.T) {

@@ -81,7 +81,7 @@ func (w *watcher) follow(ctx context.Context, l *life) error {
 	}
 	s.requests <- &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}
 	err := l.services.Watch(ctx, s)
-	if s.fault == nil && !s.ended && ctx.Err() == nil && l.alive() {
+	if s.fault == nil && !s.ended && ctx.Err() == nil && l.alive() && !l.leaving.Load() {
 		return fmt.Errorf("watcher %s: its stream ended at revision %d, without a reason: %w", w.saw.Name, create.GetStartRevision(), err)
 	}
 	return s.fault

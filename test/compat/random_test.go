@@ -295,7 +295,7 @@ func (d *driver) read() op {
 			r.MinModRevision, r.MaxModRevision, r.MinCreateRevision, r.MaxCreateRevision = 0, 0, 0, 0
 		}
 		if r.SortOrder == pb.RangeRequest_NONE {
-			r.SortTarget = pb.RangeRequest_KEY // etcd sorts each chunk for itself, and counts wrong (docs/compat.md)
+			r.SortTarget = pb.RangeRequest_KEY // of more than ten keys etcd sorts each chunk for itself, and counts wrong (docs/compat.md)
 		}
 		return d.one("KV.RangeStream", r)[0]
 	case n < 88:

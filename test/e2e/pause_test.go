@@ -133,6 +133,76 @@ func TestPausedUnderLoad(t *testing.T) {
 	}
 }
 
+// TestLeasesOverAPause stops all members for longer than a lease lives, whose holder goes on sending. He keeps it; one that nobody
+// renews ends.
+func TestLeasesOverAPause(t *testing.T) {
+	for _, members := range []int{1, 3} {
+		t.Run(strconv.Itoa(members), func(t *testing.T) {
+			t.Parallel()
+			c := startCluster(t, members)
+			ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+			defer stop()
+			client := c.client(c.members...)
+			kept, err := client.Grant(ctx, 5)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, err := client.Grant(ctx, 5)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The client's own KeepAlive gives a lease up that was not answered for its time.
+			stream, err := pb.NewLeaseClient(client.ActiveConnection()).LeaseKeepAlive(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const most = 64
+			for i := range most {
+				if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(kept.ID)}); err != nil {
+					t.Fatal(err)
+				}
+				answered := make(chan struct{})
+				go func() {
+					defer close(answered)
+					got, err := stream.Recv()
+					if err == nil && got.TTL != 5 {
+						err = fmt.Errorf("its time is %d s", got.TTL)
+					}
+					if err != nil && ctx.Err() == nil {
+						t.Errorf("renewal %d: %v", i, err)
+					}
+				}()
+				if i == 2 {
+					// The next is sent while nobody runs.
+					<-answered
+					for _, m := range c.members {
+						m.p.pause()
+					}
+					time.Sleep(100 * time.Millisecond)
+					continue
+				}
+				if i == 3 {
+					time.Sleep(7 * time.Second)
+					for _, m := range c.members {
+						m.p.resume()
+					}
+				}
+				<-answered
+				if t.Failed() {
+					return
+				}
+				if i > 3 {
+					if ttl, err := client.TimeToLive(ctx, left.ID); err == nil && ttl.TTL < 0 {
+						return
+					}
+				}
+				time.Sleep(500 * time.Millisecond)
+			}
+			t.Error("a lease that nobody renews does not end")
+		})
+	}
+}
+
 // goesOn waits until a good number of calls has been answered.
 func goesOn(t *testing.T, done *atomic.Int64) {
 	t.Helper()
