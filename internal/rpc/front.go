@@ -27,9 +27,7 @@ func NewFront(s *Services, o ServerOptions) *front.Server {
 		PingTimeout:  o.KeepaliveTimeout,
 		Trace:        o.Trace,
 	})
-	Register(fs, s)
-	s.registerHealth(fs)
-	registerReflection(fs)
+	s.registerAll(fs)
 	return fs
 }
 

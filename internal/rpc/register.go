@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
@@ -65,11 +66,16 @@ func NewServer(s *Services, o ServerOptions, more ...grpc.ServerOption) *grpc.Se
 		opts = append(opts, grpc.StatsHandler(o.Trace))
 	}
 	gs := grpc.NewServer(append(opts, more...)...)
+	s.registerAll(gs)
+	known = gs.GetServiceInfo()
+	return gs
+}
+
+// registerAll adds all that a server for clients serves.
+func (s *Services) registerAll(gs reflection.GRPCServer) {
 	Register(gs, s)
 	s.registerHealth(gs)
 	registerReflection(gs)
-	known = gs.GetServiceInfo()
-	return gs
 }
 
 // registerHealth adds grpc.health.v1, counted and admitted like the others.
@@ -354,17 +360,17 @@ type together interface {
 	SendAll(messages []any) error
 }
 
-func (w watchStream) Send(answers []*Answer) error {
+func (w watchStream) Send(answers []Answer) error {
 	w.call.Sent.Add(float64(len(answers)))
 	if t, ok := w.stream.(together); ok {
 		messages := make([]any, len(answers))
-		for i, a := range answers {
-			messages[i] = a
+		for i := range answers {
+			messages[i] = &answers[i]
 		}
 		return t.SendAll(messages)
 	}
-	for _, a := range answers {
-		if err := w.stream.SendMsg(&Answer{Buffers: mem.BufferSlice{mem.SliceBuffer(a.Bytes())}}); err != nil {
+	for i := range answers {
+		if err := w.stream.SendMsg(&Answer{Buffers: mem.BufferSlice{mem.SliceBuffer(answers[i].Bytes())}}); err != nil {
 			return err
 		}
 	}

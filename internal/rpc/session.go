@@ -179,12 +179,12 @@ func (t *tap) Recv() (*pb.WatchRequest, error) {
 }
 
 // Send never fails: that enough was seen is no failure of a stream, and is not to be counted as one.
-func (t *tap) Send(answers []*Answer) error {
-	for _, a := range answers {
+func (t *tap) Send(answers []Answer) error {
+	for i := range answers {
 		if t.ended {
 			break
 		}
-		t.take(a)
+		t.take(&answers[i])
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 // caller's again when it returns.
 type WatchStream interface {
 	Recv() (*pb.WatchRequest, error)
-	Send([]*Answer) error
+	Send([]Answer) error
 }
 
 // Watch serves one stream of watchers until the client ends it or ctx, which must come from StreamContext, ends. A client

@@ -16,8 +16,7 @@ import (
 // burst is what a stream of watchers has to send at one moment: an event for each of its watchers, most often. All of it
 // leaves together, and its memory is used again.
 type burst struct {
-	answers []*Answer
-	made    []Answer        // what answers points to
+	answers []Answer
 	buffers mem.BufferSlice // of answers
 	arena   []byte          // of buffers, but for long events
 	bytes   int
@@ -35,26 +34,21 @@ const (
 	keptBuffers   = 4 * maxBurst
 )
 
-var bursts = sync.Pool{New: func() any {
-	return &burst{answers: make([]*Answer, 0, maxBurst), made: make([]Answer, 0, maxBurst)}
-}}
+var bursts = sync.Pool{New: func() any { return &burst{answers: make([]Answer, 0, maxBurst)} }}
 
-func (o *burst) full() bool { return len(o.made) >= maxBurst || o.bytes >= maxBurstBytes }
+func (o *burst) full() bool { return len(o.answers) >= maxBurst || o.bytes >= maxBurstBytes }
 
 // sendBurst sends a burst, which is gone then.
 func (s *Services) sendBurst(o *burst, stream WatchStream) error {
-	if len(o.made) == 0 {
+	if len(o.answers) == 0 {
 		bursts.Put(o)
 		return nil
-	}
-	for i := range o.made { // it may have moved as it grew
-		o.answers = append(o.answers, &o.made[i])
 	}
 	begin := time.Now()
 	if err := stream.Send(o.answers); err != nil {
 		return err
 	}
-	took := time.Since(begin).Seconds() / float64(len(o.made))
+	took := time.Since(begin).Seconds() / float64(len(o.answers))
 	s.m.Events.Add(float64(o.events))
 	for range o.told {
 		s.m.WatchSendSeconds.Observe(took)
@@ -63,7 +57,7 @@ func (s *Services) sendBurst(o *burst, stream WatchStream) error {
 	for range o.progressing {
 		s.m.WatchProgressSeconds.Observe(took)
 	}
-	for range len(o.made) - o.told - o.progressing {
+	for range len(o.answers) - o.told - o.progressing {
 		s.m.WatchControlSeconds.Observe(took)
 	}
 	o.empty()
@@ -72,9 +66,8 @@ func (s *Services) sendBurst(o *burst, stream WatchStream) error {
 
 func (o *burst) empty() {
 	clear(o.answers)
-	clear(o.made)
 	clear(o.buffers)
-	*o = burst{answers: o.answers[:0], made: o.made[:0], buffers: o.buffers[:0], arena: o.arena[:0]}
+	*o = burst{answers: o.answers[:0], buffers: o.buffers[:0], arena: o.arena[:0]}
 	if cap(o.arena) <= keptArena && cap(o.buffers) <= keptBuffers {
 		bursts.Put(o)
 	}
@@ -122,8 +115,8 @@ func (o *burst) begin() (from, buffer int) {
 
 func (o *burst) end(from, buffer int) {
 	o.buffers[buffer] = mem.SliceBuffer(o.arena[from:len(o.arena):len(o.arena)])
-	o.made = append(o.made, Answer{Buffers: o.buffers[buffer:len(o.buffers):len(o.buffers)]})
-	o.bytes += o.made[len(o.made)-1].Buffers.Len()
+	o.answers = append(o.answers, Answer{Buffers: o.buffers[buffer:len(o.buffers):len(o.buffers)]})
+	o.bytes += o.answers[len(o.answers)-1].Buffers.Len()
 }
 
 // inlineBytes is the length up to which the events of an answer are copied behind its header; longer ones are sent from

@@ -110,9 +110,9 @@ func (s *watchStream) Recv() (*pb.WatchRequest, error) {
 }
 
 // Send takes answers of the service.
-func (s *watchStream) Send(answers []*rpc.Answer) error {
-	for _, a := range answers {
-		if err := s.takeOne(a); err != nil {
+func (s *watchStream) Send(answers []rpc.Answer) error {
+	for i := range answers {
+		if err := s.takeOne(&answers[i]); err != nil {
 			return err
 		}
 	}
