@@ -81,23 +81,14 @@ func (m *outgoing) gather(p *piece, n int) {
 		n -= part
 		at := len(p.heads)
 		p.heads = appendFrame(p.heads, part, http2.FrameData, 0, p.call.id)
-		if m.sent < msgHead {
-			head := min(part, msgHead-m.sent)
-			p.heads = append(p.heads, m.head[m.sent:m.sent+head]...)
-			m.sent += head
-			part -= head
-		}
+		p.heads, part = m.appendHead(p.heads, part)
 		p.frames = append(p.frames, p.heads[at:])
 		for part > 0 {
-			data := m.data[m.part].ReadOnlyData()[m.off:]
-			some := min(part, len(data))
-			if some > 0 {
-				p.frames = append(p.frames, data[:some])
+			data := m.next(part)
+			if len(data) > 0 {
+				p.frames = append(p.frames, data)
 			}
-			part -= some
-			if m.off += some; some == len(data) {
-				m.part, m.off = m.part+1, 0
-			}
+			part -= len(data)
 		}
 	}
 }

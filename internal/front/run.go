@@ -97,23 +97,33 @@ func (m *outgoing) free() { m.data[m.part:].Free() }
 
 // appendNext appends the next n bytes. Memory is given back as soon as it was copied, so that a long answer finds it warm.
 func (m *outgoing) appendNext(b []byte, n int) []byte {
-	if m.sent < msgHead {
-		part := min(n, msgHead-m.sent)
-		b = append(b, m.head[m.sent:m.sent+part]...)
-		m.sent += part
-		n -= part
-	}
+	b, n = m.appendHead(b, n)
 	for n > 0 {
-		from := m.data[m.part].ReadOnlyData()[m.off:]
-		part := min(n, len(from))
-		b = append(b, from[:part]...)
-		n -= part
-		if m.off += part; part == len(from) {
-			m.data[m.part].Free()
-			m.part, m.off = m.part+1, 0
-		}
+		from := m.part
+		data := m.next(n)
+		b = append(b, data...)
+		n -= len(data)
+		m.data[from:m.part].Free()
 	}
 	return b
+}
+
+// appendHead appends what is left of the head, n bytes at most, and returns how many of n are left.
+func (m *outgoing) appendHead(b []byte, n int) ([]byte, int) {
+	part := min(n, msgHead-m.sent)
+	b = append(b, m.head[m.sent:m.sent+part]...)
+	m.sent += part
+	return b, n - part
+}
+
+// next returns the next bytes of data as they lie there, n at most, perhaps none. Their memory is given back by the caller, once
+// part is behind it.
+func (m *outgoing) next(n int) []byte {
+	data := m.data[m.part].ReadOnlyData()[m.off:]
+	if m.off += min(n, len(data)); n >= len(data) {
+		m.part, m.off = m.part+1, 0
+	}
+	return data[:min(n, len(data))]
 }
 
 // encode makes the wire form of a message.
