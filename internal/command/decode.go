@@ -61,12 +61,9 @@ func PutKeys(encoded []byte, visit func(key []byte)) {
 }
 
 func (d *decoder) putKey(visit func(key []byte)) {
-	d.Byte()
-	key := d.Bytes()
-	d.Bytes()
-	d.Varint()
+	p := d.put()
 	if !d.Failed() {
-		visit(key)
+		visit(p.Key)
 	}
 }
 
@@ -76,14 +73,7 @@ func (d *decoder) txnKeys(depth int, visit func(key []byte)) {
 		d.Fail()
 	}
 	for n := d.Count(); n > 0 && !d.Failed(); n-- {
-		target := CompareTarget(d.Byte())
-		d.Byte()
-		d.keyRange()
-		if target == CompareValue {
-			d.Bytes()
-		} else {
-			d.Varint()
-		}
+		d.compare()
 	}
 	for range 2 {
 		for n := d.Count(); n > 0 && !d.Failed(); n-- {
@@ -110,7 +100,7 @@ func (c *Command) Decode(b []byte) error {
 	*c = Command{ID: d.Uvarint(), Time: d.Varint(), User: string(d.Bytes()), AuthRevision: d.Uvarint()}
 	switch kind {
 	case kindPut:
-		c.Put = d.put()
+		c.Put = new(d.put())
 	case kindDeleteRange:
 		c.DeleteRange = d.deleteRange()
 	case kindTxn:
@@ -154,9 +144,9 @@ type decoder struct{ wire.Reader }
 
 func (d *decoder) keyRange() kv.Range { return kv.Range{Key: d.Bytes(), End: d.Bytes()} }
 
-func (d *decoder) put() *Put {
+func (d *decoder) put() Put {
 	f := d.Byte()
-	return &Put{
+	return Put{
 		PrevKV: f&flagPrevKV != 0, IgnoreValue: f&flagIgnoreValue != 0, IgnoreLease: f&flagIgnoreLease != 0,
 		Key: d.Bytes(), Value: d.Bytes(), Lease: kv.LeaseID(d.Varint()),
 	}
@@ -190,13 +180,7 @@ func (d *decoder) txn(depth int) *Txn {
 		t.Compare = make([]Compare, n)
 	}
 	for i := range t.Compare {
-		c := &t.Compare[i]
-		c.Target, c.Result, c.Range = CompareTarget(d.Byte()), CompareResult(d.Byte()), d.keyRange()
-		if c.Target == CompareValue {
-			c.Value = d.Bytes()
-		} else {
-			c.Int = d.Varint()
-		}
+		t.Compare[i] = d.compare()
 		if d.Failed() {
 			return nil
 		}
@@ -204,6 +188,16 @@ func (d *decoder) txn(depth int) *Txn {
 	t.Success = d.ops(depth)
 	t.Failure = d.ops(depth)
 	return t
+}
+
+func (d *decoder) compare() Compare {
+	c := Compare{Target: CompareTarget(d.Byte()), Result: CompareResult(d.Byte()), Range: d.keyRange()}
+	if c.Target == CompareValue {
+		c.Value = d.Bytes()
+	} else {
+		c.Int = d.Varint()
+	}
+	return c
 }
 
 func (d *decoder) ops(depth int) []Op {
@@ -215,7 +209,7 @@ func (d *decoder) ops(depth int) []Op {
 	for i := range ops {
 		switch kind := d.Byte(); kind {
 		case kindPut:
-			ops[i].Put = d.put()
+			ops[i].Put = new(d.put())
 		case kindDeleteRange:
 			ops[i].DeleteRange = d.deleteRange()
 		case kindTxn:
