@@ -60,7 +60,7 @@ func NewExport(ctx context.Context, r *engine.Snapshot, o Options) (*Export, err
 }
 
 // Bytes is how long the file will be.
-func (x *Export) Bytes() int64 { return bolt.NewWriter(io.Discard, x.pages).Bytes() }
+func (x *Export) Bytes() int64 { return bolt.FileBytes(x.pages) }
 
 // Write writes the file to w, from its first byte to its last. What it takes of memory does not grow with the state.
 func (x *Export) Write(ctx context.Context, w io.Writer) (mvcc.Dumped, error) {

@@ -45,8 +45,7 @@ type written struct {
 
 // NewWriter begins a file whose buckets need at most so many pages.
 func NewWriter(f io.Writer, pages uint64) *Writer {
-	w := &Writer{out: bufio.NewWriterSize(f, writeBuffer), next: firstPage, list: firstPage + pages}
-	w.root = w.list + listPages(pages)
+	w := &Writer{out: bufio.NewWriterSize(f, writeBuffer), next: firstPage, list: firstPage + pages, root: rootAt(pages)}
 	// Of the two descriptions the second is the older one; both are of the same tree.
 	w.meta(0)
 	w.meta(1)
@@ -56,8 +55,11 @@ func NewWriter(f io.Writer, pages uint64) *Writer {
 // listPages is how many pages the list has that may name so many.
 func listPages(free uint64) uint64 { return (pageHeader + 8*(free+1) + writePage - 1) / writePage }
 
-// Bytes is how long the file becomes.
-func (w *Writer) Bytes() int64 { return int64(w.root+1) * writePage }
+// rootAt is the last page of a file whose buckets need at most so many pages.
+func rootAt(pages uint64) uint64 { return firstPage + pages + listPages(pages) }
+
+// FileBytes is how long a file becomes whose buckets need at most so many pages.
+func FileBytes(pages uint64) int64 { return int64(rootAt(pages)+1) * writePage }
 
 // Pages ends the bucket that was begun last, and returns how many pages the buckets have taken.
 func (w *Writer) Pages() (uint64, error) {

@@ -52,8 +52,8 @@ func writeFile(t *testing.T, path string, r *rand.Rand, rows []int, largest int)
 	if err := w.Finish(); err != nil {
 		t.Fatal(err)
 	}
-	if info, err := f.Stat(); err != nil || info.Size() != w.Bytes() {
-		t.Fatalf("%v, %v, said to be %d bytes long", info, err, w.Bytes())
+	if info, err := f.Stat(); err != nil || info.Size() != FileBytes(pages) {
+		t.Fatalf("%v, %v, said to be %d bytes long", info, err, FileBytes(pages))
 	}
 	return want.String()
 }
