@@ -40,22 +40,14 @@ func TestCompactsByItself(t *testing.T) {
 			check(c.members[up])
 			time.Sleep(step)
 			if i == 20 {
-				for n, m := range c.members {
-					if m.Leader() == m.identity.MemberID {
-						lead = n
-					}
-				}
+				lead = c.leading()
 				c.stop(lead)
 			}
 		}
 		if c.members[(lead+1)%3].Store().CompactRevision() == 0 {
 			t.Error("nothing was compacted")
 		}
-		for i := range 3 {
-			if i != lead {
-				c.stop(i)
-			}
-		}
+		c.stopAllBut(lead)
 	})
 }
 
@@ -90,18 +82,10 @@ func TestCompactsByRevision(t *testing.T) {
 			}
 			time.Sleep(step)
 			if i == 70 {
-				for n, m := range c.members {
-					if m.Leader() == m.identity.MemberID {
-						lead = n
-					}
-				}
+				lead = c.leading()
 				c.stop(lead)
 			}
 		}
-		for i := range 3 {
-			if i != lead {
-				c.stop(i)
-			}
-		}
+		c.stopAllBut(lead)
 	})
 }

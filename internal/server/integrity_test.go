@@ -85,12 +85,7 @@ func TestDiverged(t *testing.T) {
 				c.start(2)
 				bad := c.members[2]
 				for (bad.Leader() == bad.identity.MemberID) != leads {
-					from := c.members[0]
-					for _, m := range c.members {
-						if m.Leader() == m.identity.MemberID {
-							from = m
-						}
-					}
+					from := c.members[max(0, c.leading())]
 					to := bad
 					if !leads {
 						to = c.members[0]

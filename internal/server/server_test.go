@@ -86,6 +86,27 @@ func (c *cluster) stopAll() {
 	}
 }
 
+// stopAllBut stops the members but one, which is stopped already.
+func (c *cluster) stopAllBut(one int) {
+	c.t.Helper()
+	for i := range c.members {
+		if i != one {
+			c.stop(i)
+		}
+	}
+}
+
+// leading is the place of the member that leads, -1 if none does.
+func (c *cluster) leading() int {
+	lead := -1
+	for i, m := range c.members {
+		if m.Leader() == m.identity.MemberID {
+			lead = i
+		}
+	}
+	return lead
+}
+
 // try proposes a command. The error is that of proposing it or the one that it was refused with.
 func try(t *testing.T, m *Member, c *command.Command) (command.Result, error) {
 	r, err := m.Propose(t.Context(), c)

@@ -128,13 +128,9 @@ func TestChangesUnderLoad(t *testing.T) {
 	s.end()
 	t.Log(s.summary())
 	s.failures()
-	for _, m := range c.members {
-		s.verify(m)
-	}
+	s.verifyAll()
 	revision := c.agree(patience)
-	for _, a := range s.auditors {
-		a.reach(t, revision, patience)
-	}
+	s.reached(revision, patience)
 }
 
 // TestSeveralLearners adds three learners at once to a cluster under load. Each serves linearizable reads, none of them stale, serializable ones and

@@ -49,11 +49,7 @@ func TestRollingRestart(t *testing.T) {
 	s.end()
 	t.Log(fmt.Sprintf("%d restarts; ", rounds) + s.summary())
 	s.failures()
-	for _, m := range c.members {
-		s.verify(m)
-	}
+	s.verifyAll()
 	revision := c.agree(30 * time.Second)
-	for _, a := range s.auditors {
-		a.reach(t, revision, 60*time.Second)
-	}
+	s.reached(revision, 60*time.Second)
 }

@@ -366,6 +366,22 @@ func (s *steady) verify(m *member) {
 	}
 }
 
+// verifyAll verifies all members.
+func (s *steady) verifyAll() {
+	s.t.Helper()
+	for _, m := range s.c.members {
+		s.verify(m)
+	}
+}
+
+// reached fails the test if an auditor has not seen everything up to the revision in so much time.
+func (s *steady) reached(revision int64, within time.Duration) {
+	s.t.Helper()
+	for _, a := range s.auditors {
+		a.reach(s.t, revision, within)
+	}
+}
+
 // failures fails the test if a call has failed.
 func (s *steady) failures() {
 	s.t.Helper()

@@ -76,19 +76,13 @@ func TestUpgrade(t *testing.T) {
 	s.end()
 	t.Log(s.summary())
 	s.failures()
-	for _, m := range c.members {
-		s.verify(m)
-	}
+	s.verifyAll()
 	revision := c.agree(patience)
 	c.kill(c.members...)
 	c.start(c.members...)
-	for _, m := range c.members {
-		s.verify(m)
-	}
+	s.verifyAll()
 	if again := c.agree(patience); again < revision {
 		t.Errorf("the store is at revision %d after it was at %d", again, revision)
 	}
-	for _, a := range s.auditors {
-		a.reach(t, revision, patience)
-	}
+	s.reached(revision, patience)
 }
