@@ -186,13 +186,18 @@ func isTable(name string) bool {
 
 // Write writes all of p, in as many parts as the disk makes of it.
 func (f roomFile) Write(p []byte) (done int, err error) {
+	var before int
+	if u := f.unsynced; u != nil {
+		// Kept before it is written: the file system in memory spoils p when Pebble's invariants are checked.
+		before, u.bytes = len(u.bytes), append(u.bytes, p...)
+	}
 	err = f.room.retry(func() error {
 		n, err := f.File.Write(p[done:])
 		done += n
 		return err
 	})
-	if f.unsynced != nil {
-		f.unsynced.bytes = append(f.unsynced.bytes, p[:done]...)
+	if u := f.unsynced; u != nil {
+		u.bytes = u.bytes[:before+done]
 	}
 	return done, err
 }
