@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -46,8 +47,14 @@ type Options struct {
 // grpcOverheadBytes is what etcd lets a message on the wire be longer than the request in it.
 const grpcOverheadBytes = 512 << 10
 
-// noLeaderLooks is how many looks in a row must find no leader before streams that require one end.
-const noLeaderLooks = 3
+// A member looks for its leader once in an election timeout. What requires a leader is refused after graceLooks in a row that
+// found none, and what streams it has end after noLeaderLooks. The first is about when a follower of etcd gives up a leader
+// that is gone. Here a loss is known, and over, in a fraction of that; but etcd's client gives up a watch for good when it is
+// refused for want of a leader, and those that were on the leader come to the others just then.
+const (
+	graceLooks    = 2
+	noLeaderLooks = 3
+)
 
 func (o *Options) defaults() {
 	if o.MaxRequestBytes == 0 {
@@ -94,6 +101,8 @@ type Services struct {
 	stopOnce  sync.Once
 	done      sync.WaitGroup
 
+	leaderless atomic.Int32 // looks in a row that found no leader; noLeaderLooks before there ever was one
+
 	mu      sync.Mutex
 	stopped bool
 	streams map[*openStream]struct{} // bounded by --max-concurrent-streams for each connection
@@ -116,6 +125,7 @@ func New(o Options) *Services {
 		leases: newLeaseIDs(o.Backend.Header().MemberID, time.Now()),
 		drain:  make(chan struct{}), stop: make(chan struct{}), streams: make(map[*openStream]struct{}), guards: make(map[*guard]struct{}),
 	}
+	s.leaderless.Store(noLeaderLooks)
 	s.done.Add(2)
 	go s.watchLeader()
 	go s.watchAuth()
@@ -151,7 +161,7 @@ func (s *Services) draining() bool {
 
 // Caller is what a request says about itself beside its message, whatever front door it came through.
 type Caller struct {
-	// RequireLeader: answer only while this member knows a leader (metadata hasleader: true).
+	// RequireLeader: answer only while this member knows a leader, or has just lost one (metadata hasleader: true).
 	RequireLeader bool
 	// APIVersion is the client's, empty if it did not say.
 	APIVersion string
@@ -181,10 +191,21 @@ func (s *Services) Admit(kind Kind, c Caller) error {
 		return rpctypes.ErrGRPCInvalidClientAPIVersion
 	}
 	s.m.ClientRequest(string(kind), c.APIVersion)
-	if c.RequireLeader && s.b.Leader() == 0 {
+	if c.RequireLeader && s.looks(0) >= graceLooks {
 		return rpctypes.ErrGRPCNoLeader
 	}
 	return nil
+}
+
+// looks looks for the leader, and returns how many looks in a row have found none, with this one counting for so many.
+func (s *Services) looks(count int32) int32 {
+	if s.b.Leader() == 0 {
+		return s.leaderless.Add(count)
+	}
+	if s.leaderless.Load() != 0 {
+		s.leaderless.Store(0)
+	}
+	return 0
 }
 
 // StreamContext is the context of a stream: it ends with its parent, with the services, and, if the caller requires a
@@ -235,20 +256,14 @@ func (s *Services) watchLeader() {
 	defer s.done.Done()
 	tick := time.NewTicker(s.o.ElectionTimeout)
 	defer tick.Stop()
-	looks := 0
 	for {
 		select {
 		case <-s.stop:
 			return
 		case <-tick.C:
 		}
-		if s.b.Leader() != 0 {
-			looks = 0
-			continue
+		if s.looks(1) >= noLeaderLooks {
+			s.endStreams(rpctypes.ErrGRPCNoLeader, func(st *openStream) bool { return st.requireLeader })
 		}
-		if looks++; looks < noLeaderLooks {
-			continue
-		}
-		s.endStreams(rpctypes.ErrGRPCNoLeader, func(st *openStream) bool { return st.requireLeader })
 	}
 }

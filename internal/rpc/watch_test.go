@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/trivet-kv/trivet/internal/rpc"
+	"github.com/trivet-kv/trivet/internal/rpc/rpctest"
 	"github.com/trivet-kv/trivet/internal/watch"
 )
 
@@ -178,6 +179,32 @@ func TestFragments(t *testing.T) {
 		if answers != want || events != len(ops) {
 			t.Errorf("fragment=%v: %d events in %d answers, want %d in %d", fragment, events, answers, len(ops), want)
 		}
+	}
+}
+
+// Who comes to a member that has just lost its leader is served: etcd's client gives up a watch for good that is refused then.
+func TestRequireLeaderJustLost(t *testing.T) {
+	s := serve(t, rpc.Options{ElectionTimeout: time.Hour}, watch.Options{})
+	strict := metadata.AppendToOutgoingContext(within(t), rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
+	kvs := pb.NewKVClient(s.dial(t))
+	read := func() error {
+		_, err := kvs.Range(strict, &pb.RangeRequest{Key: []byte("k"), Serializable: true})
+		return err
+	}
+	s.LeaderID.Store(0)
+	if err := read(); status.Code(err) != codes.Unavailable {
+		t.Errorf("before there ever was a leader: %v", err)
+	}
+	s.LeaderID.Store(rpctest.MemberID)
+	if err := read(); err != nil {
+		t.Fatal(err)
+	}
+	s.LeaderID.Store(0)
+	if err := read(); err != nil {
+		t.Errorf("when the leader was just lost: %v", err)
+	}
+	if r := <-s.client(t).Watch(clientv3.WithRequireLeader(within(t)), "k", clientv3.WithCreatedNotify()); !r.Created {
+		t.Errorf("a watch, when the leader was just lost: %v", r.Err())
 	}
 }
 

@@ -25,6 +25,7 @@ type auditor struct {
 	versions map[string]int64
 	fault    string
 	resumes  bool // goes on where it is told that history begins, if what it needs next is compacted
+	strict   bool // requires a leader
 	told     int  // how often it was told so
 }
 
@@ -44,6 +45,9 @@ func auditResuming(t testing.TB, name string, client *clientv3.Client, from int6
 
 func (a *auditor) start(t testing.TB, client *clientv3.Client, from int64) {
 	ctx, cancel := context.WithCancel(context.Background())
+	if a.strict {
+		ctx = clientv3.WithRequireLeader(ctx)
+	}
 	a.cancel, a.done = cancel, make(chan struct{})
 	a.from(from)
 	go func() {
@@ -148,5 +152,45 @@ func (a *auditor) hasBeenTold(t testing.TB) {
 		case time.Now().After(deadline):
 			t.Fatalf("watcher of %s, at revision %d, is not told of a compaction within %v", a.name, next, within)
 		}
+	}
+}
+
+// TestWatchesThatRequireALeader kills the leader again and again under clients whose watches require one, as those of etcdctl and
+// of Kubernetes do. etcd's client ends such a watch when the member that it comes to refuses it for want of a leader; so
+// members must not, while they elect the next.
+func TestWatchesThatRequireALeader(t *testing.T) {
+	kills := 6
+	if testing.Short() {
+		kills = 3
+	}
+	c := startCluster(t, 3)
+	client := c.client()
+	start, err := client.Put(t.Context(), "k", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var watchers []*auditor
+	for i := range 12 {
+		a := &auditor{name: fmt.Sprint("watcher ", i), strict: true}
+		a.start(t, c.client(), start.Header.Revision+1)
+		watchers = append(watchers, a)
+	}
+	for range kills {
+		m := c.leader()
+		c.kill(m)
+		var last int64
+		for i := range 20 {
+			r, err := client.Put(t.Context(), "k", fmt.Sprint(i))
+			if err != nil {
+				t.Logf("a put beside the kill: %v", err)
+				continue
+			}
+			last = r.Header.Revision
+		}
+		for _, a := range watchers {
+			a.reach(t, last, 30*time.Second)
+		}
+		c.start(m)
+		c.agree(30 * time.Second)
 	}
 }
