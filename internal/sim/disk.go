@@ -37,13 +37,14 @@ type Disk struct {
 	failing bool
 	room    int           // how much more is done that needs room; negative: anything
 	hung    chan struct{} // syncs of slow files wait until it is closed; nil: none does
+	crashed chan struct{} // closed by the next Crash: syncs of slow files wait no longer
 
 	late sync.WaitGroup // syncs that are still to come
 }
 
 // NewDisk makes an empty disk.
 func NewDisk(seed uint64, o DiskOptions) *Disk {
-	return &Disk{o: o, rng: rand.New(rand.NewPCG(seed, 0xd15c)), mem: vfs.NewCrashableMem(), slower: 1, room: -1}
+	return &Disk{o: o, rng: rand.New(rand.NewPCG(seed, 0xd15c)), mem: vfs.NewCrashableMem(), slower: 1, room: -1, crashed: make(chan struct{})}
 }
 
 // FS is the file system that the disk holds now, for one life of the member: after a Crash it still works, as far as
@@ -64,24 +65,38 @@ func (d *Disk) Crash(keepPercent int) {
 	}
 	d.mem = d.mem.CrashClone(cfg)
 	d.room = -1
-	d.setHung(false) // the new life finds another disk, and what the old one waits for must end
+	// The new life finds another disk, and what the old one waits for must end.
+	d.setHung(false)
+	close(d.crashed)
+	d.crashed = make(chan struct{})
 }
 
-// next is how long the next sync of a slow file takes, and how it ends.
-func (d *Disk) next() (time.Duration, error) {
+// delay waits for as long as the next sync of a slow file takes, and returns how that ends.
+func (d *Disk) delay() error {
+	took, crashed, err := d.next()
+	if took > 0 {
+		select {
+		case <-time.After(took):
+		case <-crashed:
+		}
+	}
+	return err
+}
+
+func (d *Disk) next() (took time.Duration, crashed <-chan struct{}, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.failing {
-		return 0, errDisk
+		return 0, nil, errDisk
 	}
 	if d.o.SyncDelay == 0 {
-		return 0, nil
+		return 0, nil, nil
 	}
 	t := time.Duration(d.rng.Int64N(int64(d.o.SyncDelay) + 1))
 	if d.rng.IntN(100) == 0 {
 		t *= 20
 	}
-	return t * d.slower, nil
+	return t * d.slower, d.crashed, nil
 }
 
 // SetSlower makes syncs take so many times as long from now on.
@@ -264,8 +279,7 @@ func (f *diskFile) sync(really func() error) error {
 		})
 		return nil
 	}
-	delay, err := f.disk.next()
-	if time.Sleep(delay); err != nil {
+	if err := f.disk.delay(); err != nil {
 		return err
 	}
 	f.disk.answers()

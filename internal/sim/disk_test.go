@@ -98,3 +98,22 @@ func TestDiskDelay(t *testing.T) {
 		}
 	})
 }
+
+// What waits for a slow disk waits no longer than the life that it belongs to.
+func TestDiskDelayEndsWithCrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := NewDisk(1, DiskOptions{Slow: []string{"log"}, SyncDelay: time.Hour})
+		began := time.Now()
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
+			writeFile(t, d.FS(), "log", "x", true)
+		}()
+		time.Sleep(time.Millisecond)
+		d.Crash(0)
+		<-written
+		if took := time.Since(began); took != time.Millisecond {
+			t.Errorf("a sync ended %v after it began, and the disk crashed after 1 ms", took)
+		}
+	})
+}
