@@ -20,23 +20,23 @@ type complaints struct {
 	made map[complaint]*complained
 }
 
-type complaint struct{ host, cause string }
+type complaint struct{ host, what string }
 
 type complained struct {
 	at      time.Time
 	skipped int // since then
 }
 
-// note logs a cause, unless it was logged for this host within complainEvery.
-func (c *complaints) note(host, cause string, args ...any) {
-	skipped, ok := c.due(complaint{host, cause}, time.Now())
+// note logs what happened, unless it was logged for this host within complainEvery.
+func (c *complaints) note(host, what string, args ...any) {
+	skipped, ok := c.due(complaint{host, what}, time.Now())
 	if !ok {
 		return
 	}
 	if skipped > 0 {
 		args = append(args, "skipped-since-last", skipped)
 	}
-	c.log.Warn("rejected connection: "+cause, args...)
+	c.log.Warn(what, args...)
 }
 
 // due tells whether it is time to log again, and how often it was not since the last time.

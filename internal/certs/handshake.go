@@ -79,7 +79,8 @@ func (s *Set) reject(c *helloConn, t *tls.Conn, err error) {
 		if len(certs) > 0 {
 			args = append(args, "subject", certs[0].Subject.String(), "names", namesOf(certs[0]))
 		}
-		s.complaints.note(hostOf(c.RemoteAddr()), cause, args...)
+		// The beginning is what scripts look for in an etcd's log.
+		s.complaints.note(hostOf(c.RemoteAddr()), "rejected connection on "+s.o.Kind+" endpoint: "+cause, args...)
 	}
 	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok && header.Conn != nil {
 		answerPlain(c.Conn, header.RecordHeader[:])

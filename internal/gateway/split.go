@@ -206,7 +206,7 @@ func (s *splitter) complain(c net.Conn) {
 	}
 	s.mu.Unlock()
 	if due {
-		s.log.Warn("rejected connection: TLS on a port without TLS; use an http:// URL, or serve https:// with --cert-file and --key-file",
+		s.log.Warn("rejected connection on client endpoint: TLS on a port without TLS; use an http:// URL, or serve https:// with --cert-file and --key-file",
 			"remote-addr", c.RemoteAddr().String(), "address", s.l.Addr().String())
 	}
 }

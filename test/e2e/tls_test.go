@@ -163,8 +163,8 @@ func TestTLS(t *testing.T) {
 				t.Errorf("a client that was revoked, at %s, %s: %v", m.name, url, err)
 			}
 		}
-		m.p.expect(10*time.Second, 0, "rejected connection: the certificate is of an unknown authority", "127.0.0.1:", "CN=alice")
-		m.p.expect(10*time.Second, 0, "rejected connection: the certificate is revoked", "CN=carol")
+		m.p.expect(10*time.Second, 0, "rejected connection on client endpoint: the certificate is of an unknown authority", "127.0.0.1:", "CN=alice")
+		m.p.expect(10*time.Second, 0, "rejected connection on client endpoint: the certificate is revoked", "CN=carol")
 		if got := shownBy(t, m, k.as(bob)); got.Issuer.CommonName != "next" {
 			t.Errorf("%s shows a certificate of %q", m.name, got.Issuer.CommonName)
 		}
@@ -344,7 +344,7 @@ func TestPeersWithoutTrust(t *testing.T) {
 	}
 	for _, m := range c.members[:2] {
 		m.ready(30 * time.Second)
-		m.p.expect(30*time.Second, 0, "rejected connection: the certificate is of an unknown authority", `"kind":"peer"`, "CN=member")
+		m.p.expect(30*time.Second, 0, "rejected connection on peer endpoint: the certificate is of an unknown authority", `"kind":"peer"`, "CN=member")
 		m.p.expect(30*time.Second, 0, "cannot reach a peer", "the certificate is of an unknown authority")
 	}
 	c.members[2].p.expect(30*time.Second, 0, "cannot reach a peer", "the other side does not know the authority of this certificate")
