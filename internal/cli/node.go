@@ -156,10 +156,20 @@ func (n *node) stopFront() {
 	})
 }
 
-// waitReady closes ready once this member has read from the cluster: there is a leader, and it was heard of.
+// versionTimeout bounds how long a member that could answer waits for the cluster's version before it says that it is ready.
+const versionTimeout = 5 * time.Second
+
+// waitReady closes ready once this member has read from the cluster: there is a leader, and it was heard of. A new cluster
+// also has its version by then, as in etcd: Status tells it, and a downgrade is refused or done for it. A member that rejoins
+// has the version in its own state and waits for nothing.
 func (n *node) waitReady(ctx context.Context, ready chan<- struct{}) {
+	var since time.Time // when it first read
 	for ctx.Err() == nil {
-		if n.member.ReadBarrier(ctx) == nil {
+		if since.IsZero() && n.member.ReadBarrier(ctx) == nil {
+			since = time.Now()
+		}
+		version, _ := n.member.ClusterVersion()
+		if !since.IsZero() && (version != "" || time.Since(since) >= versionTimeout) {
 			close(ready)
 			return
 		}

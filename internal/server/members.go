@@ -162,10 +162,13 @@ func (m *Member) mayPromote(ctx context.Context, id uint64) error {
 	return nil
 }
 
-// askReady puts the question to whoever leads until a leader answers it.
+// askReady puts the question to whoever leads until a leader answers it. That the learner is not ready must be the answer for
+// half an election timeout: the leader's picture of the others is up to a tick old, and raft forgets at each check of the
+// majority whom it has heard of, until the next heartbeat.
 func (m *Member) askReady(ctx context.Context, id uint64) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
 	defer cancel()
+	var behind time.Time // since when the learner is said not to be ready
 	for {
 		changed := m.replica.LeaderChanged()
 		answer := kv.ErrNotLeader
@@ -181,7 +184,12 @@ func (m *Member) askReady(ctx context.Context, id uint64) error {
 				answer = readyAnswers[b[0]]
 			}
 		}
-		if answer != kv.ErrNotLeader {
+		switch {
+		case answer == kv.ErrNotLeader:
+		case answer == kv.ErrLearnerNotReady && behind.IsZero():
+			behind = time.Now()
+		case answer == kv.ErrLearnerNotReady && time.Since(behind) < m.options.electionTimeout()/2:
+		default:
 			return answer
 		}
 		select {

@@ -93,6 +93,32 @@ func promote(t *testing.T, m *Member, id uint64) {
 	t.Fatal(err)
 }
 
+// A learner that has caught up may be promoted at any moment: at once, when the leader's picture of it is a tick old, and
+// right after the leader has forgotten, as raft does at each check of the majority, whom it has heard of.
+func TestCaughtUpIsReadyAtAnyTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.network.Close()
+		first := c.start(0)
+		second := c.run(c.joining(1))
+		caughtUp(t, second, first)
+		tick := first.options.Tick
+		for end := time.Now().Add(40 * tick); time.Now().Before(end); time.Sleep(tick / 7) {
+			for _, m := range []*Member{first, second} {
+				if err := m.askReady(t.Context(), second.identity.MemberID); err != nil {
+					t.Fatalf("%s is told of a learner that has caught up: %v", m.options.Name, err)
+				}
+			}
+		}
+		second.Kill()
+		time.Sleep(3 * first.options.electionTimeout())
+		if err := first.askReady(t.Context(), second.identity.MemberID); !errors.Is(err, kv.ErrLearnerNotReady) {
+			t.Errorf("the leader is told of a learner that does not run: %v", err)
+		}
+		c.stop(0)
+	})
+}
+
 // A learner that was given a vote has it after every restart, be it that the promotion is read from the state (a stop) or
 // applied again from the log (a kill) (E#19557).
 func TestPromotionOutlivesRestarts(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // TestLogIsJSON has a client do what libraries like to complain about: every line of the log is still one JSON object.
@@ -26,5 +28,25 @@ func TestLogIsJSON(t *testing.T) {
 		if !json.Valid([]byte(line)) {
 			t.Errorf("not JSON: %s", line)
 		}
+	}
+}
+
+// TestReadyMeansTheVersionIsKnown asks a new cluster's member as soon as its log says that it is ready, as scripts do.
+func TestReadyMeansTheVersionIsKnown(t *testing.T) {
+	c := newCluster(t, 1)
+	m := c.members[0]
+	m.start()
+	m.p.expect(60*time.Second, 0, "ready to serve client requests")
+	client := c.client(m)
+	s, err := client.Status(t.Context(), m.clientURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.StorageVersion == "" || s.Leader == 0 {
+		t.Errorf("the member said that it is ready, and tells the version %q and the leader %x", s.StorageVersion, s.Leader)
+	}
+	_, err = client.Downgrade(t.Context(), clientv3.DowngradeValidate, "3.0")
+	if want := "invalid downgrade target version"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a downgrade to 3.0: %v, not %s", err, want)
 	}
 }
