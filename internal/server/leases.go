@@ -60,23 +60,39 @@ func decodeLeaseAnswer(id kv.LeaseID, b []byte) leaseAnswer {
 	return leaseAnswer{lease: kv.Lease{ID: id, TTL: v[0], Remaining: v[1]}, remaining: v[2]}
 }
 
-// LeaseRenew gives the lease its whole time again and returns it in seconds.
+// LeaseRenew gives the lease its whole time again and returns it in seconds. A member that is cut off refuses it with a timeout while
+// its holder can still turn to another; see renewWait.
 func (m *Member) LeaseRenew(ctx context.Context, id kv.LeaseID) (ttl int64, err error) {
-	a := m.askLeader(ctx, callLeaseRenew, id)
+	within, leaderless := m.options.requestTimeout(), kv.ErrNoLeader
+	if l, ok := m.machine.state.Load().Leases.Lookup(id); ok {
+		if wait := renewWait(l.TTL, m.options.electionTimeout()); wait < within {
+			// Not for want of a leader: etcd's client gives a lease up for good that is refused so.
+			within, leaderless = wait, kv.ErrTimeout
+		}
+	}
+	a := m.askLeader(ctx, callLeaseRenew, id, within, leaderless)
 	return a.remaining, a.err
+}
+
+// renewWait is how long a renewal waits for the leader: a third of the lease's time, after which etcd's clients would send the next
+// one, but an election at least. They wait for an answer where they are until the lease is over, and go to another member only after
+// an error, half a second later.
+func renewWait(ttl int64, election time.Duration) time.Duration {
+	return max(time.Duration(ttl)*time.Second/3, election)
 }
 
 // LeaseTimeToLive returns the lease and the seconds it has left.
 func (m *Member) LeaseTimeToLive(ctx context.Context, id kv.LeaseID) (kv.Lease, int64, error) {
-	a := m.askLeader(ctx, callLeaseTimeToLive, id)
+	a := m.askLeader(ctx, callLeaseTimeToLive, id, m.options.requestTimeout(), kv.ErrNoLeader)
 	return a.lease, a.remaining, a.err
 }
 
 // askLeader puts the question to whoever leads until somebody answers it as the leader. Both questions may be asked again:
-// a renewal that was lost and repeated gives the lease its time from the later one on.
-func (m *Member) askLeader(ctx context.Context, kind byte, id kv.LeaseID) leaseAnswer {
+// a renewal that was lost and repeated gives the lease its time from the later one on. It gives up after the time given, with the
+// error given if there is no leader then.
+func (m *Member) askLeader(ctx context.Context, kind byte, id kv.LeaseID, within time.Duration, leaderless error) leaseAnswer {
 	start := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, within, kv.ErrTimeout)
 	defer cancel()
 	for {
 		changed := m.replica.LeaderChanged()
@@ -94,7 +110,7 @@ func (m *Member) askLeader(ctx context.Context, kind byte, id kv.LeaseID) leaseA
 			}
 		}
 		if err := ctx.Err(); err != nil {
-			return leaseAnswer{err: m.why(ctx, start, err, kv.ErrNoLeader)}
+			return leaseAnswer{err: m.why(ctx, start, err, leaderless)}
 		}
 	}
 }

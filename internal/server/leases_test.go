@@ -86,6 +86,47 @@ func TestLeadsByMajority(t *testing.T) {
 	})
 }
 
+// A member that is cut off, leader or not, says so to the holder of a lease while that one can still turn to another; etcd's clients
+// wait for an answer where they are until the lease is over. It does not say that it has no leader: they would give the lease up.
+func TestRenewalsWhereNobodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.startAll()
+		for cut := range 2 { // the leader, then a follower
+			put(t, c.members[cut], "k", "v")
+			one := (c.leading() + cut) % 3
+			var others []uint64
+			for i, m := range c.members {
+				if i != one {
+					others = append(others, m.identity.MemberID)
+				}
+			}
+			for _, lease := range []struct {
+				ttl  int64
+				want time.Duration
+			}{{2, time.Second}, {5, 5 * time.Second / 3}, {60, 7 * time.Second}} {
+				id := kv.LeaseID(int64(cut)*100 + lease.ttl)
+				if _, err := try(t, c.members[one], &command.Command{LeaseGrant: &command.LeaseGrant{ID: id, TTL: lease.ttl}}); err != nil {
+					t.Fatal(err)
+				}
+				c.network.Partition([]uint64{c.members[one].identity.MemberID}, others)
+				begin := time.Now()
+				_, err := c.members[one].LeaseRenew(t.Context(), id)
+				if took := time.Since(begin); took != lease.want {
+					t.Errorf("member %d, lease of %d s: %v after %v, want %v", one, lease.ttl, err, took, lease.want)
+				}
+				if lease.ttl < 60 && !errors.Is(err, kv.ErrTimeout) && !errors.Is(err, kv.ErrTimeoutLeaderFail) {
+					t.Errorf("member %d, lease of %d s: %v, want a timeout", one, lease.ttl, err)
+				}
+				c.network.Heal()
+				put(t, c.members[one], "k", "v")
+			}
+		}
+		c.stopAll()
+	})
+}
+
 // No bytes from a peer make a panic, and none but those of an answer make one without an error.
 func FuzzLeaseAnswer(f *testing.F) {
 	f.Add([]byte{leaseOK, 20, 0, 18})
