@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/version"
@@ -33,6 +34,7 @@ type node struct {
 	member   *server.Member
 	services *rpc.Services
 	front    *gateway.Server
+	leaving  sync.Once // stops front
 	doors    *doors
 	spans    *tracing.Exporter // nil: none are sent
 	failed   chan error        // room for the first
@@ -132,14 +134,26 @@ func (n *node) stopTracing() {
 	}
 }
 
-// watch passes the first failure on.
+// watch passes the first failure on. The clients of a member that was removed are sent to others before that.
 func (n *node) watch() {
 	select {
+	case <-n.member.Leaving():
+		n.stopFront()
+		n.failed <- <-n.member.Failed()
 	case err := <-n.member.Failed():
 		n.failed <- err
 	case err := <-n.front.Failed():
 		n.failed <- err
 	}
+}
+
+// stopFront sends clients to other members and waits until their calls have ended, as long as a call may take.
+func (n *node) stopFront() {
+	n.leaving.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), n.drain)
+		defer cancel()
+		n.front.Stop(ctx)
+	})
 }
 
 // versionTimeout bounds how long a member that could answer waits for the cluster's version before it says that it is ready.
@@ -199,7 +213,7 @@ func (n *node) stopInOrder() error {
 		defer close(handed)
 		n.member.HandOver(ctx)
 	}()
-	n.front.Stop(ctx)
+	n.stopFront()
 	<-handed
 	last, end := context.WithTimeout(context.Background(), n.handOver)
 	defer end()
@@ -216,7 +230,7 @@ func (n *node) abort() error {
 		ctx, cancel := context.WithTimeout(context.Background(), n.drain)
 		defer cancel()
 		n.services.Stop()
-		n.front.Stop(ctx)
+		n.stopFront()
 		err := n.member.Abort(ctx)
 		n.stopTracing()
 		done <- err

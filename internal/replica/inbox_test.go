@@ -21,7 +21,7 @@ func woken(in *inbox) bool {
 // TestGather: only the first of those who wait wakes the loop, and whoever finds that nobody waits is the first. A read or a
 // command that nobody woke the loop for would wait for a tick, or for ever.
 func TestGather(t *testing.T) {
-	r := &Replica{in: inbox{wake: make(chan struct{}, 1)}, ctx: t.Context()}
+	r := &Replica{in: inbox{wake: make(chan struct{}, 1)}, ctx: t.Context(), serving: t.Context()}
 	r.c.MaxQueuedReads = 10
 	in := &r.in
 	join := func() {
@@ -77,7 +77,7 @@ func TestGatherEnds(t *testing.T) {
 // TestReceiveTogether: messages that came together are there when the loop is woken for them.
 func TestReceiveTogether(t *testing.T) {
 	var lost []uint64
-	r := &Replica{in: inbox{wake: make(chan struct{}, 1)}, ctx: t.Context()}
+	r := &Replica{in: inbox{wake: make(chan struct{}, 1)}, ctx: t.Context(), serving: t.Context()}
 	r.c.MaxInboxBytes = 1000
 	r.c.Observer.MessageDropped = func(from uint64) { lost = append(lost, from) }
 	message := func(from uint64, bytes int) *raftpb.Message {

@@ -40,7 +40,7 @@ type proposal struct {
 // be one that was lost with its leader. Errors: kv.ErrTooManyRequests, kv.ErrRequestTooLarge, kv.ErrStopped.
 // The bytes must not be changed afterwards.
 func (r *Replica) Propose(ctx context.Context, cmd []byte) error {
-	if r.ctx.Err() != nil {
+	if r.serving.Err() != nil {
 		return kv.ErrStopped
 	}
 	if uint64(len(cmd)) > r.c.MaxUncommittedBytes/4 {

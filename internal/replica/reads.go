@@ -54,7 +54,7 @@ const (
 
 // join adds the caller to the round that is forming.
 func (r *Replica) join() (*round, error) {
-	if r.ctx.Err() != nil {
+	if r.serving.Err() != nil {
 		return nil, kv.ErrStopped
 	}
 	r.in.mu.Lock()
@@ -104,7 +104,7 @@ func (r *Replica) ReadBarrier(ctx context.Context) error {
 	case <-r.Stuck():
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-r.ctx.Done():
+	case <-r.serving.Done():
 		return kv.ErrStopped
 	}
 	// Nothing may have been written since the disk hangs.
@@ -123,7 +123,7 @@ func (r *Replica) await(ctx context.Context, ch <-chan struct{}) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-r.ctx.Done():
+	case <-r.serving.Done():
 		return kv.ErrStopped
 	}
 }

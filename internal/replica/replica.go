@@ -22,7 +22,10 @@ type Replica struct {
 	c   Config
 	ctx context.Context // ends when the replica stops or fails
 	end context.CancelFunc
-	wg  sync.WaitGroup
+	// serving ends with ctx, or before it with leave: callers have their answers until then.
+	serving context.Context
+	leave   context.CancelFunc
+	wg      sync.WaitGroup
 
 	in      inbox
 	apply   applier
@@ -53,6 +56,7 @@ func Start(c Config) (*Replica, error) {
 	}
 	r := &Replica{c: c, failed: make(chan error, 1)}
 	r.ctx, r.end = context.WithCancel(context.Background())
+	r.serving, r.leave = context.WithCancel(r.ctx)
 	r.stuck.open()
 	r.in.wake = make(chan struct{}, 1)
 	r.apply.wake = make(chan struct{}, 1)
@@ -205,6 +209,13 @@ func (r *Replica) transferTo(ctx context.Context, to uint64, gone <-chan struct{
 	}
 	return nil
 }
+
+// Leave ends what callers wait for, and all that they will ask for, with kv.ErrStopped. The replica itself goes on: that it was
+// removed from the cluster, and will have no more answers, may be known here before others know it.
+func (r *Replica) Leave() { r.leave() }
+
+// Left is closed by Leave and when the replica stops.
+func (r *Replica) Left() <-chan struct{} { return r.serving.Done() }
 
 // onLoop runs f on the loop and waits for it.
 func (r *Replica) onLoop(ctx context.Context, f func(*loop)) error {

@@ -105,7 +105,7 @@ func (m *Member) askLeader(ctx context.Context, kind byte, id kv.LeaseID, within
 			case <-changed:
 			case <-time.After(m.options.Tick):
 			case <-ctx.Done():
-			case <-m.life.Done():
+			case <-m.replica.Left():
 				return leaseAnswer{err: kv.ErrStopped}
 			}
 		}

@@ -44,6 +44,7 @@ type listeners struct {
 	Events    func(revision int64, events []kv.Event)
 	Leases    func([]fsm.LeaseChange)
 	Members   func() // they are others now, or something that is known of them
+	Told      func() // after Members, when everybody has what came of the batch
 	Compacted func(revision int64) <-chan struct{}
 	// Tokens is told of a token before whoever asked for it; it may be nil. Auth is told that users and roles changed.
 	Tokens func(fsm.Token)
@@ -128,6 +129,9 @@ func (m *machine) tell(out *fsm.Outcome, took time.Duration) {
 		r := &out.Results[i]
 		r.Result.Compacted = compacted
 		m.waiters.done(r.ID, r.Result)
+	}
+	if out.MembersChanged {
+		m.listeners.Told()
 	}
 	if out.AuthChanged {
 		m.listeners.Auth()

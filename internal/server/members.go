@@ -74,7 +74,15 @@ func (m *Member) changeMembers(ctx context.Context, c *command.Command, change r
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return m.why(ctx, start, ctx.Err(), context.DeadlineExceeded)
-		case <-m.life.Done():
+		case <-m.replica.Left():
+			select {
+			case r := <-result:
+				return r.Err
+			default:
+			}
+			if c.MemberRemove != nil && c.MemberRemove.ID == m.identity.MemberID && m.life.Err() == nil {
+				return nil // it was the others that told this member
+			}
 			return kv.ErrStopped
 		}
 	}
@@ -283,17 +291,29 @@ func (m *Member) membersChanged() {
 	case m.othersNow <- struct{}{}:
 	default:
 	}
-	if members.Removed(m.identity.MemberID) {
-		m.removedBy("its own log says so")
-	}
 	if err := tooOld(m.options.APIVersion, members.Version()); err != nil {
 		m.fail(err)
 	}
 }
 
+// leaveIfRemoved runs on the apply goroutine after membersChanged, and after everybody has what came of the entries so far.
+func (m *Member) leaveIfRemoved() {
+	if m.machine.state.Load().Members.Removed(m.identity.MemberID) {
+		m.removedBy("its own log says so")
+	}
+}
+
+// Leaving is closed when this member has learned that it was removed. It answers nothing any more that needs the others, and Failed
+// will tell ErrRemoved a moment later: clients should go elsewhere.
+func (m *Member) Leaving() <-chan struct{} { return m.leaving }
+
 // removedBy ends this member a moment later.
 func (m *Member) removedBy(how string) {
 	m.removal.Do(func() {
+		close(m.leaving)
+		if r := m.peers.replica.Load(); r != nil {
+			r.Leave()
+		}
 		m.logger.Error("this member has been removed from the cluster and stops", "member", fmt.Sprintf("%x", m.identity.MemberID), "known-because", how)
 		time.AfterFunc(removalDelay, func() { m.fail(ErrRemoved) })
 	})

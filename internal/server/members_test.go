@@ -430,3 +430,81 @@ func TestRemovedCountsNoMore(t *testing.T) {
 type untold struct{ Transport }
 
 func (untold) RemovePeer(uint64) {}
+
+// A member that hears of its removal has no more answers from the others, and says so at once to all who wait for one. (It would be a
+// timeout otherwise, or a broken connection when it ends.) It ends a moment later.
+func TestRemovedLeavesNobodyWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.startAll()
+		put(t, c.members[0], "k", "")
+		lease := kv.LeaseID(7)
+		if _, err := try(t, c.members[0], &command.Command{LeaseGrant: &command.LeaseGrant{ID: lease, TTL: 600}}); err != nil {
+			t.Fatal(err)
+		}
+		i := (c.leading() + 1) % 3
+		removed, other := c.members[i], c.members[(i+1)%3]
+		c.network.Partition([]uint64{removed.identity.MemberID})
+		time.Sleep(time.Second)
+		calls := map[string]func() error{
+			"a put":     func() error { _, err := tryPut(t, removed, "k", "1"); return err },
+			"a read":    func() error { return removed.ReadBarrier(t.Context()) },
+			"a renewal": func() error { _, err := removed.LeaseRenew(t.Context(), lease); return err },
+		}
+		began := time.Now()
+		ended := make(chan error, len(calls))
+		for what, call := range calls {
+			go func() {
+				if err := call(); !errors.Is(err, kv.ErrStopped) {
+					ended <- fmt.Errorf("%s gives %w", what, err)
+					return
+				}
+				ended <- nil
+			}()
+		}
+		if err := other.RemoveMember(t.Context(), removed.identity.MemberID); err != nil {
+			t.Fatal(err)
+		}
+		c.network.Heal()
+		<-removed.Leaving()
+		for range calls {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("it took them %v", took)
+		}
+		if err := <-removed.Failed(); !errors.Is(err, ErrRemoved) {
+			t.Errorf("the member ended with %v", err)
+		}
+		for _, m := range c.members {
+			m.Kill()
+		}
+	})
+}
+
+// Whoever removes the member that it talks to is told that it was done, whether that leads or not.
+func TestRemovesItself(t *testing.T) {
+	for name, off := range map[string]int{"the leader": 0, "a follower": 1} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 3)
+				defer c.network.Close()
+				c.startAll()
+				put(t, c.members[0], "k", "")
+				m := c.members[(c.leading()+off)%3]
+				if err := m.RemoveMember(t.Context(), m.identity.MemberID); err != nil {
+					t.Error(err)
+				}
+				if err := <-m.Failed(); !errors.Is(err, ErrRemoved) {
+					t.Errorf("the member ended with %v", err)
+				}
+				for _, m := range c.members {
+					m.Kill()
+				}
+			})
+		})
+	}
+}

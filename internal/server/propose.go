@@ -52,8 +52,13 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 	case <-stuck: // it may well be done, elsewhere
 		m.waiters.drop(c.ID)
 		return command.Result{}, kv.ErrTimeoutApply
-	case <-m.life.Done():
+	case <-m.replica.Left():
 		m.waiters.drop(c.ID)
+		select {
+		case r := <-result: // the end of what was applied here
+			return r, nil
+		default:
+		}
 		return command.Result{}, kv.ErrStopped
 	}
 }

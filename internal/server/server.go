@@ -55,6 +55,7 @@ type Member struct {
 	hashing     chan struct{} // capacity 1: full while a hash of the whole store is made
 	rebuilt     bool          // by this start
 	removal     sync.Once     // this member learned that it was removed
+	leaving     chan struct{} // closed then
 	broken      chan error    // the first error after which the member cannot go on
 	failed      chan error    // the same, once it was looked at
 
@@ -76,6 +77,7 @@ func Start(o Options) (*Member, error) {
 		waiters: newWaiters(o.Origin),
 		broken:  make(chan error, 1), failed: make(chan error, 1),
 		overQuota: make(chan struct{}, 1), othersNow: make(chan struct{}, 1), hashing: make(chan struct{}, 1),
+		leaving: make(chan struct{}),
 	}
 	m.peers = &peers{m: m, ended: make(map[uint64]bool), up: make(map[uint64]bool)}
 	m.life, m.end = context.WithCancel(context.Background())
@@ -114,6 +116,7 @@ func Start(o Options) (*Member, error) {
 		}
 	} else {
 		m.membersChanged() // what it was joined with may be older
+		m.leaveIfRemoved()
 	}
 	if o.InitialCorruptCheck && !fresh {
 		if err := m.checkBeforeServing(); err != nil {
@@ -222,6 +225,7 @@ func (m *Member) startListeners() {
 		Events:    m.hub.Publish,
 		Leases:    m.leasesChanged,
 		Members:   m.membersChanged,
+		Told:      m.leaveIfRemoved,
 		Compacted: m.compactor.Done,
 		Diverged:  m.diverged,
 		Applied:   m.options.Observer.Applied,
@@ -231,6 +235,7 @@ func (m *Member) startListeners() {
 			m.hub.Reset(s.Store)
 			m.compactor.Reset(s.Store)
 			m.membersChanged()
+			m.leaveIfRemoved()
 			m.authChanged.tell()
 		},
 	}
