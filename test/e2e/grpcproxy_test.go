@@ -36,6 +36,7 @@ func startProxy(t testing.TB, c *cluster, flags ...string) *grpcProxy {
 		"--data-dir=" + filepath.Join(t.TempDir(), "proxy"),
 	}, flags...)
 	p := &grpcProxy{process: spawn(t, "grpc-proxy", nil, trivet(t), args...), url: "http://" + address}
+	p.expect(30*time.Second, 0, `"started gRPC proxy","address":"`+address)
 	p.expect(30*time.Second, 0, "ready to serve client requests")
 	return p
 }
