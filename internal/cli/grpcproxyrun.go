@@ -82,6 +82,7 @@ func (t terminal) runGRPCProxy(o grpcProxyOptions) error {
 	if err != nil {
 		return fmt.Errorf("grpc-proxy: %w", err)
 	}
+	log.Info("started gRPC proxy", "address", o.listen) // etcd's words, for scripts
 	log.Info("ready to serve client requests", "address", p.Clients.Addr().String(), "tls", p.Clients.TLS != nil, "endpoints", o.endpoints)
 	notifySystemd(log, daemon.SdNotifyReady)
 	select {

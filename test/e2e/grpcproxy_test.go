@@ -36,6 +36,7 @@ func startProxy(t testing.TB, c *cluster, flags ...string) *grpcProxy {
 		"--data-dir=" + filepath.Join(t.TempDir(), "proxy"),
 	}, flags...)
 	p := &grpcProxy{process: spawn(t, "grpc-proxy", nil, trivet(t), args...), url: "http://" + address}
+	p.expect(30*time.Second, 0, `"started gRPC proxy","address":"`+address)
 	p.expect(30*time.Second, 0, "ready to serve client requests")
 	return p
 }
@@ -360,4 +361,27 @@ func TestGRPCProxyUsers(t *testing.T) {
 	if !strings.Contains(out, "grpc.request.content") || strings.Contains(out, "password") {
 		t.Error("the log has no requests, or has passwords")
 	}
+}
+
+// TestGRPCProxyFollowsMembers starts a proxy that knows one member only. It goes on by those that it was told of, when the
+// one it began with has left.
+func TestGRPCProxyFollowsMembers(t *testing.T) {
+	c := startCluster(t, 1)
+	p := startProxy(t, c, "--endpoints-auto-sync-interval=200ms")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	client := p.client(nil, "")
+	first := c.members[0]
+	second := c.add(c.client(first), "m2")
+	for metric(t, second, `grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"}`) == 0 {
+		if _, err := client.Put(ctx, "k", "through the proxy"); err != nil {
+			t.Fatalf("the proxy does not find the member that was added: %v", err)
+		}
+	}
+	c.remove(first)
+	r := retry(t, func(ctx context.Context) (*clientv3.GetResponse, error) { return client.Get(ctx, "k") })
+	if len(r.Kvs) != 1 || string(r.Kvs[0].Value) != "through the proxy" {
+		t.Errorf("read through the proxy: %v", r.Kvs)
+	}
+	p.stop(30 * time.Second)
 }
