@@ -441,7 +441,7 @@ func TestRequireLeaderOverJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if resp.StatusCode != 503 || !bytes.Contains(body, []byte("etcdserver: no leader")) {
+		if resp.StatusCode != 503 || !bytes.Contains(body, []byte("knows no leader yet")) {
 			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
 		}
 	}

@@ -10,7 +10,9 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 
 	"github.com/trivet-kv/trivet/internal/metrics"
 	"github.com/trivet-kv/trivet/internal/token"
@@ -31,7 +33,7 @@ type Options struct {
 	Passwords Passwords
 	// ClientCertAuth takes the user's name from the common name of the client's certificate (--client-cert-auth).
 	ClientCertAuth bool
-	// ElectionTimeout paces the look at the leader: a stream that requires one ends when there was none at three
+	// ElectionTimeout paces the look at the leader: a stream that requires one ends when there was none at four
 	// looks in a row.
 	ElectionTimeout time.Duration
 	// RangeBudgetBytes bounds the memory of all large range answers that are not yet on the wire.
@@ -48,12 +50,12 @@ type Options struct {
 const grpcOverheadBytes = 512 << 10
 
 // A member looks for its leader once in an election timeout. What requires a leader is refused after graceLooks in a row that
-// found none, and what streams it has end after noLeaderLooks. The first is about when a follower of etcd gives up a leader
-// that is gone. Here a loss is known, and over, in a fraction of that; but etcd's client gives up a watch for good when it is
-// refused for want of a leader, and those that were on the leader come to the others just then.
+// found none, and what streams it has end after noLeaderLooks. That is about when a follower of etcd gives up a leader that is gone, and
+// when it ends streams, up to three timeouts later. Here a loss is known, and over, in a fraction of that; but etcd's client gives up a watch
+// for good when it is refused, or ended, for want of a leader, and those that were on the leader come to the others just then.
 const (
 	graceLooks    = 2
-	noLeaderLooks = 3
+	noLeaderLooks = 4
 )
 
 func (o *Options) defaults() {
@@ -101,6 +103,7 @@ type Services struct {
 	stopOnce  sync.Once
 	done      sync.WaitGroup
 
+	led        atomic.Bool  // there was a leader
 	leaderless atomic.Int32 // looks in a row that found no leader; noLeaderLooks before there ever was one
 
 	mu      sync.Mutex
@@ -192,10 +195,17 @@ func (s *Services) Admit(kind Kind, c Caller) error {
 	}
 	s.m.ClientRequest(string(kind), c.APIVersion)
 	if c.RequireLeader && s.Leaderless() {
+		if !s.led.Load() {
+			return errStarting
+		}
 		return rpctypes.ErrGRPCNoLeader
 	}
 	return nil
 }
+
+// errStarting is for who requires a leader before this member has heard of one. A member of etcd takes no calls until then, so that
+// its client goes elsewhere; for want of a leader it would give a watch up for good.
+var errStarting = status.Error(codes.Unavailable, "etcdserver: the member has just started and knows no leader yet")
 
 // Leaderless reports whether this member has been without a leader for so long that what requires one is refused.
 func (s *Services) Leaderless() bool { return s.looks(0) >= graceLooks }
@@ -207,12 +217,13 @@ func (s *Services) looks(count int32) int32 {
 	}
 	if s.leaderless.Load() != 0 {
 		s.leaderless.Store(0)
+		s.led.Store(true)
 	}
 	return 0
 }
 
 // StreamContext is the context of a stream: it ends with its parent, with the services, and, if the caller requires a
-// leader, when the member has been without one for three election timeouts. context.Cause then holds the error to
+// leader, when the member has been without one for four looks. context.Cause then holds the error to
 // answer. The caller must call the returned function when the stream is over.
 func (s *Services) StreamContext(parent context.Context, c Caller) (context.Context, context.CancelFunc) {
 	return s.open(parent, openStream{requireLeader: c.RequireLeader})

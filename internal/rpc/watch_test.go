@@ -192,10 +192,13 @@ func TestRequireLeaderJustLost(t *testing.T) {
 		return err
 	}
 	s.LeaderID.Store(0)
-	if err := read(); status.Code(err) != codes.Unavailable {
+	if err := read(); status.Code(err) != codes.Unavailable || errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) {
 		t.Errorf("before there ever was a leader: %v", err)
 	}
-	s.LeaderID.Store(rpctest.MemberID)
+	time.AfterFunc(100*time.Millisecond, func() { s.LeaderID.Store(rpctest.MemberID) })
+	if r := <-s.client(t).Watch(clientv3.WithRequireLeader(within(t)), "k", clientv3.WithCreatedNotify()); !r.Created { // it is tried again
+		t.Errorf("a watch from before there ever was a leader: %v", r.Err())
+	}
 	if err := read(); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +211,7 @@ func TestRequireLeaderJustLost(t *testing.T) {
 	}
 }
 
-// A stream that requires a leader ends when there is none for three election timeouts; another lives on.
+// A stream that requires a leader ends when there is none for four looks; another lives on.
 func TestRequireLeader(t *testing.T) {
 	s := serve(t, rpc.Options{ElectionTimeout: 20 * time.Millisecond}, watch.Options{})
 	conn := s.dial(t)
