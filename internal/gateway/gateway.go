@@ -156,7 +156,7 @@ func (s *Server) pages(mux *http.ServeMux) {
 	mux.Handle("/metrics", m.Handler())
 	(&healthPages{
 		b: s.o.Backend, timeout: s.o.CheckTimeout, record: m.HealthResult,
-		success: m.HealthSuccess.Inc, failure: m.HealthFailures.Inc,
+		success: m.HealthSuccess.Inc, failure: m.HealthFailures.Inc, leaderless: s.o.Services.Leaderless,
 	}).register(mux)
 }
 

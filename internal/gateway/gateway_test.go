@@ -209,7 +209,14 @@ func TestHealthPages(t *testing.T) {
 	want("/health?serializable=true", 200, `{"health":"true","reason":""}`)
 	m.Barrier.Store(nil)
 
+	lost := time.Now()
 	m.LeaderID.Store(0)
+	if code, body := get(t, m.url+"/health"); code != 200 && time.Since(lost) < time.Second { // the next is there in a moment, and is asked
+		t.Errorf("when the leader was just lost: %d %q", code, body)
+	}
+	for code := 200; code == 200 && time.Since(lost) < 30*time.Second; time.Sleep(50 * time.Millisecond) {
+		code, _ = get(t, m.url+"/health")
+	}
 	want("/health", 503, `{"health":"false","reason":"RAFT NO LEADER"}`+"\n")
 	want("/health?serializable=true", 200, `{"health":"true","reason":""}`)
 	m.LeaderID.Store(rpctest.MemberID)

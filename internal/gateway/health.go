@@ -26,6 +26,8 @@ type healthPages struct {
 	record  func(kind, name string, ok bool)
 	success func()
 	failure func()
+
+	leaderless func() bool // for longer than an election takes
 }
 
 func (p *healthPages) register(mux *http.ServeMux) {
@@ -174,7 +176,7 @@ next:
 			return "ALARM UNKNOWN"
 		}
 	}
-	if !serializable && p.b.Leader() == 0 {
+	if !serializable && p.leaderless() { // one that was just lost is waited for: the next is there in a moment
 		return "RAFT NO LEADER"
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, kv.ErrTimeout)

@@ -191,11 +191,14 @@ func (s *Services) Admit(kind Kind, c Caller) error {
 		return rpctypes.ErrGRPCInvalidClientAPIVersion
 	}
 	s.m.ClientRequest(string(kind), c.APIVersion)
-	if c.RequireLeader && s.looks(0) >= graceLooks {
+	if c.RequireLeader && s.Leaderless() {
 		return rpctypes.ErrGRPCNoLeader
 	}
 	return nil
 }
+
+// Leaderless reports whether this member has been without a leader for so long that what requires one is refused.
+func (s *Services) Leaderless() bool { return s.looks(0) >= graceLooks }
 
 // looks looks for the leader, and returns how many looks in a row have found none, with this one counting for so many.
 func (s *Services) looks(count int32) int32 {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
@@ -216,6 +217,42 @@ func TestWipedMember(t *testing.T) {
 	for _, m := range []*member{taken, nowhere} {
 		if _, err := os.Stat(m.dir); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("a refused join left %s: %v", m.dir, err)
+		}
+	}
+}
+
+// TestRemovedUnderClients removes a follower, and then the leader, under a client that sits on it and reads in a loop. The client is sent
+// elsewhere, with the words of a member that stops; it does not wait for the end of the process, and nothing is broken off.
+func TestRemovedUnderClients(t *testing.T) {
+	c := startCluster(t, 3)
+	for _, m := range []*member{c.others(c.leader())[0], c.leader()} {
+		client := c.client(m)
+		stream := retry(t, func(context.Context) (pb.Watch_WatchClient, error) {
+			return pb.NewWatchClient(client.ActiveConnection()).Watch(t.Context())
+		})
+		if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("k")}}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		reading := make(chan error, 1)
+		go func() {
+			kvs := pb.NewKVClient(client.ActiveConnection()) // which tries nothing again
+			for {
+				if _, err := kvs.Range(t.Context(), &pb.RangeRequest{Key: []byte("k")}); err != nil {
+					reading <- err
+					return
+				}
+			}
+		}()
+		c.remove(m)
+		if _, err := stream.Recv(); !errors.Is(rpctypes.Error(err), rpctypes.ErrStopped) {
+			t.Errorf("%s: the watch ended with %v", m.name, err)
+		}
+		// Where the last read was answered just before, the next one finds the door closed.
+		if err := <-reading; !errors.Is(rpctypes.Error(err), rpctypes.ErrStopped) && !strings.Contains(err.Error(), "refused") {
+			t.Errorf("%s: reading ended with %v", m.name, err)
 		}
 	}
 }
