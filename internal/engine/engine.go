@@ -131,6 +131,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	// FlushEnd has an error also for a flush that had nothing to write; BackgroundError is called for real ones, but for
 	// those of compactions too. What both were told is a flush that failed.
 	var flushFailure atomic.Pointer[error]
+	var failures atomic.Uint64 // in a row, of flushes and compactions, since a flush ended well
 	p.EventListener = &pebble.EventListener{
 		// Both are called with Pebble's lock held: they only note and nudge.
 		FlushBegin: func(pebble.FlushInfo) {
@@ -141,6 +142,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 			if flushFailure.Store(&i.Err); i.Err != nil {
 				return
 			}
+			failures.Store(0)
 			e.sizes.written.end()
 			e.sizes.dropped.end()
 			select {
@@ -149,7 +151,11 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 			}
 		},
 		BackgroundError: func(err error) {
-			e.logger.Error("background work on the state failed", "dir", e.dir, "error", err)
+			// Pebble tries again at once, thousands of times in a second, and the log may be on the same full disk: it is
+			// told of the first failure, the second, the fourth, the eighth and so on.
+			if n := failures.Add(1); n&(n-1) == 0 {
+				e.logger.Error("background work on the state failed", "dir", e.dir, "error", err, "failures-in-a-row", n)
+			}
 			if last := flushFailure.Load(); onError != nil && last != nil && errors.Is(err, *last) {
 				onError(fmt.Errorf("write the state in %s: %w", e.dir, err))
 			}
