@@ -20,6 +20,7 @@ type crasher struct {
 	at      int64 // the operation before which it crashes; 0: never
 	percent int   // of unsynced data that survives
 	seen    atomic.Int64
+	links   sync.Mutex // held while a file is linked, and while the picture is taken; see linkFS
 
 	mu     sync.Mutex
 	left   *vfs.MemFS
@@ -47,8 +48,23 @@ func (c *crasher) MaybeError(op errorfs.Op) error {
 	defer c.mu.Unlock()
 	// What is promised is read first: it may only grow until the picture is taken.
 	c.made = c.before()
+	c.links.Lock()
+	defer c.links.Unlock()
 	c.left = c.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: c.percent, RNG: rand.New(rand.NewPCG(uint64(c.at), 7))})
 	return nil
+}
+
+// linkFS keeps links and CrashClone apart: MemFS takes its two locks in another order for a link than for whatever else changes it, and
+// a picture that is taken between the two leaves all three waiting for one another.
+type linkFS struct {
+	vfs.FS
+	links *sync.Mutex
+}
+
+func (f linkFS) Link(oldname, newname string) error {
+	f.links.Lock()
+	defer f.links.Unlock()
+	return f.FS.Link(oldname, newname)
 }
 
 // crashScript commits batches, flushes and makes a checkpoint, and returns how many operations that took.
@@ -57,7 +73,7 @@ func crashScript(t *testing.T, c *crasher) (operations int64) {
 	var durable atomic.Uint64
 	var made atomic.Bool
 	c.before = func() promise { return promise{durable.Load(), made.Load()} }
-	fs := errorfs.Wrap(c.fs, c)
+	fs := errorfs.Wrap(linkFS{c.fs, &c.links}, c)
 	e, err := Open(Options{FS: fs, Dir: "state", MemTableBytes: 64 << 10, CacheBytes: 1 << 20})
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,10 @@ type Disk struct {
 	hung    chan struct{} // syncs of slow files wait until it is closed; nil: none does
 	crashed chan struct{} // closed by the next Crash: syncs of slow files wait no longer
 
+	// links is held while a file is linked and while a crash takes its picture: MemFS takes its two locks in another order for a
+	// link than for whatever else changes it, and a picture between the two leaves all three waiting for one another.
+	links sync.Mutex
+
 	late sync.WaitGroup // syncs that are still to come
 }
 
@@ -63,7 +67,9 @@ func (d *Disk) Crash(keepPercent int) {
 	if keepPercent > 0 {
 		cfg.RNG = rand.New(rand.NewPCG(d.rng.Uint64(), 0xc4a5))
 	}
+	d.links.Lock()
 	d.mem = d.mem.CrashClone(cfg)
+	d.links.Unlock()
 	d.room = -1
 	// The new life finds another disk, and what the old one waits for must end.
 	d.setHung(false)
@@ -210,6 +216,8 @@ func (f *diskFS) Link(oldname, newname string) error {
 	if err := f.disk.take(); err != nil {
 		return err
 	}
+	f.disk.links.Lock()
+	defer f.disk.links.Unlock()
 	return f.FS.Link(oldname, newname)
 }
 
