@@ -183,7 +183,7 @@ func authRandom(t *testing.T, calls, kills int, signed bool) {
 	t.Logf("-seed %d", seed)
 	systems.guarded(t, func(step func(op) error) error {
 		d := newDriver(&systems, seed, 1<<32)
-		d.guarded = true
+		d.guarded, d.signed = true, signed
 		for _, o := range d.usersAtFirst() {
 			if err := step(o); err != nil {
 				return err
@@ -197,9 +197,9 @@ func authRandom(t *testing.T, calls, kills int, signed bool) {
 			var ops []op
 			if kills > 0 && made >= turns*calls/(2*kills) {
 				turns++
-				ops = d.killOrStart(signed)
+				ops = d.killOrStart()
 			} else {
-				ops = d.guardedNext(signed)
+				ops = d.guardedNext()
 			}
 			for _, o := range ops {
 				if err := step(o); err != nil {
@@ -258,7 +258,7 @@ func (d *driver) grant(role string) *pb.AuthRoleGrantPermissionRequest {
 }
 
 // guardedNext are the next ops: a change of users and roles, mostly by root, or a call of somebody.
-func (d *driver) guardedNext(signed bool) []op {
+func (d *driver) guardedNext() []op {
 	who := d.somebody()
 	var ops []op
 	switch n := d.IntN(100); {
@@ -266,7 +266,7 @@ func (d *driver) guardedNext(signed bool) []op {
 		if !d.oneIn(6) {
 			who = "root"
 		}
-		return d.guardedChange(who, signed)
+		return d.guardedChange(who)
 	case n < 13:
 		return d.one("Auth.Authenticate", &pb.AuthenticateRequest{Name: randomUsers[d.IntN(4)], Password: []string{"pw", "pw", "pw2"}[d.IntN(3)]})
 	case n < 28:
@@ -314,7 +314,7 @@ func (d *driver) somebody() string {
 
 // guardedChange closes the watch streams before users and roles change, because with Trivet a watch ends with the right to
 // it (docs/compat.md).
-func (d *driver) guardedChange(who string, signed bool) []op {
+func (d *driver) guardedChange(who string) []op {
 	var ops []op
 	if len(d.streams) > 0 {
 		ops = append(ops, op{verb: "settle"})
@@ -328,7 +328,7 @@ func (d *driver) guardedChange(who string, signed bool) []op {
 		changes[i].user = who
 	}
 	ops = append(ops, changes...)
-	if signed {
+	if d.signed {
 		ops = append(ops, d.newTokens()...)
 	}
 	return ops
@@ -348,11 +348,11 @@ func (d *driver) newTokens() []op {
 }
 
 // killOrStart kills a member, or starts the one that is dead.
-func (d *driver) killOrStart(signed bool) []op {
+func (d *driver) killOrStart() []op {
 	if d.dead < memberCount {
 		back := op{verb: "start", member: d.dead}
 		d.dead = memberCount
-		if signed {
+		if d.signed {
 			return []op{back}
 		}
 		return append([]op{back}, d.newTokens()...)

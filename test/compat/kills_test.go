@@ -136,7 +136,7 @@ func killingEpisode(p *pair, seed, episode uint64, kills int) error {
 		if err := some(20 + d.IntN(120)); err != nil {
 			return err
 		}
-		if err := p.all(d.killOrStart(false)); err != nil {
+		if err := p.all(d.killOrStart()); err != nil {
 			return err
 		}
 		if err := some(20 + d.IntN(120)); err != nil {

@@ -21,6 +21,7 @@ type driver struct {
 	streams   []*randomStream
 	opened    int
 	guarded   bool // streams have users
+	signed    bool // who hold signed tokens, which outlive the members that made them
 	dead      int  // the member that is killed; memberCount: none
 }
 
