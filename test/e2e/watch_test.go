@@ -187,6 +187,9 @@ func TestWatchesThatRequireALeader(t *testing.T) {
 			}
 			last = r.Header.Revision
 		}
+		if last == 0 {
+			t.Fatal("no put was done after the kill")
+		}
 		for _, a := range watchers {
 			a.reach(t, last, 30*time.Second)
 		}
