@@ -34,7 +34,7 @@ type node struct {
 	member   *server.Member
 	services *rpc.Services
 	front    *gateway.Server
-	leaving  sync.Once // stops front
+	frontEnd sync.Once // stops front
 	doors    *doors
 	spans    *tracing.Exporter // nil: none are sent
 	failed   chan error        // room for the first
@@ -149,7 +149,7 @@ func (n *node) watch() {
 
 // stopFront sends clients to other members and waits until their calls have ended, as long as a call may take.
 func (n *node) stopFront() {
-	n.leaving.Do(func() {
+	n.frontEnd.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), n.drain)
 		defer cancel()
 		n.front.Stop(ctx)

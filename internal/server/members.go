@@ -75,12 +75,10 @@ func (m *Member) changeMembers(ctx context.Context, c *command.Command, change r
 		case <-ctx.Done():
 			return m.why(ctx, start, ctx.Err(), context.DeadlineExceeded)
 		case <-m.replica.Left():
-			select {
-			case r := <-result:
+			if r, ok := came(result); ok {
 				return r.Err
-			default:
 			}
-			if c.MemberRemove != nil && c.MemberRemove.ID == m.identity.MemberID && m.life.Err() == nil {
+			if c.MemberRemove != nil && c.MemberRemove.ID == m.identity.MemberID && m.isLeaving() {
 				return nil // it was the others that told this member
 			}
 			return kv.ErrStopped
@@ -184,12 +182,11 @@ func (m *Member) askReady(ctx context.Context, id uint64) error {
 				answer = readyAnswers[b[0]]
 			}
 		}
-		switch {
-		case answer == kv.ErrNotLeader:
-		case answer == kv.ErrLearnerNotReady && behind.IsZero():
+		if answer == kv.ErrLearnerNotReady && behind.IsZero() {
 			behind = time.Now()
-		case answer == kv.ErrLearnerNotReady && time.Since(behind) < m.options.electionTimeout()/2:
-		default:
+		}
+		again := answer == kv.ErrNotLeader || answer == kv.ErrLearnerNotReady && time.Since(behind) < m.options.electionTimeout()/2
+		if !again {
 			return answer
 		}
 		select {
@@ -200,7 +197,7 @@ func (m *Member) askReady(ctx context.Context, id uint64) error {
 				return kv.ErrTimeout
 			}
 			return ctx.Err()
-		case <-m.life.Done():
+		case <-m.replica.Left():
 			return kv.ErrStopped
 		}
 	}
@@ -306,6 +303,15 @@ func (m *Member) leaveIfRemoved() {
 // Leaving is closed when this member has learned that it was removed. It answers nothing any more that needs the others, and Failed
 // will tell ErrRemoved a moment later: clients should go elsewhere.
 func (m *Member) Leaving() <-chan struct{} { return m.leaving }
+
+func (m *Member) isLeaving() bool {
+	select {
+	case <-m.leaving:
+		return true
+	default:
+		return false
+	}
+}
 
 // removedBy ends this member a moment later.
 func (m *Member) removedBy(how string) {

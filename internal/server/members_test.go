@@ -485,6 +485,25 @@ func TestRemovedLeavesNobodyWaiting(t *testing.T) {
 	})
 }
 
+// A member that ends while it is asked to remove itself has not been removed by that, and does not say so.
+func TestEndsBeforeItRemovesItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 3)
+		defer c.network.Close()
+		c.startAll()
+		put(t, c.members[0], "k", "")
+		m := c.members[(c.leading()+1)%3]
+		c.network.Partition([]uint64{m.identity.MemberID})
+		time.AfterFunc(time.Second, m.replica.Stop) // as it does when its log fails
+		if err := m.RemoveMember(t.Context(), m.identity.MemberID); !errors.Is(err, kv.ErrStopped) {
+			t.Errorf("it answers %v", err)
+		}
+		for _, m := range c.members {
+			m.Kill()
+		}
+	})
+}
+
 // Whoever removes the member that it talks to is told that it was done, whether that leads or not.
 func TestRemovesItself(t *testing.T) {
 	for name, off := range map[string]int{"the leader": 0, "a follower": 1} {

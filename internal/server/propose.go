@@ -54,10 +54,8 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 		return command.Result{}, kv.ErrTimeoutApply
 	case <-m.replica.Left():
 		m.waiters.drop(c.ID)
-		select {
-		case r := <-result: // the end of what was applied here
+		if r, ok := came(result); ok {
 			return r, nil
-		default:
 		}
 		return command.Result{}, kv.ErrStopped
 	}

@@ -116,7 +116,6 @@ func Start(o Options) (*Member, error) {
 		}
 	} else {
 		m.membersChanged() // what it was joined with may be older
-		m.leaveIfRemoved()
 	}
 	if o.InitialCorruptCheck && !fresh {
 		if err := m.checkBeforeServing(); err != nil {

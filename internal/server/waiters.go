@@ -53,6 +53,16 @@ func (w *waiters) any() bool {
 	return false
 }
 
+// came gives the result that came before its waiter was told to give up: of the two, a select takes either.
+func came(result <-chan command.Result) (r command.Result, ok bool) {
+	select {
+	case r = <-result:
+		return r, true
+	default:
+		return r, false
+	}
+}
+
 // drop forgets a waiter that gave up.
 func (w *waiters) drop(id uint64) {
 	s := w.shard(id)
