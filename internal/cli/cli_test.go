@@ -45,6 +45,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"await":    await,
 			"get":      getURL,
 			"snapshot": snapshotTree,
 			"jsonhas":  jsonHas,
@@ -109,6 +110,19 @@ func jsonHas(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if found == neg {
 		ts.Fatalf("%q found: %v", args[1], found)
+	}
+}
+
+// await waits until the file of a process that runs has the text.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		b, err := os.ReadFile(ts.MkAbs(args[0]))
+		switch {
+		case err == nil && strings.Contains(string(b), args[1]) != neg:
+			return
+		case time.Now().After(deadline):
+			ts.Fatalf("%q did not come: %v", args[1], err)
+		}
 	}
 }
 
