@@ -5,7 +5,6 @@ import (
 	"io"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 )
 
@@ -62,7 +61,7 @@ func (a *assembly) start(k *call, have int) (grant int) {
 		a.first = true
 		a.data = k.buf[:0:a.need]
 	case a.need <= streamWindow:
-		a.slab = mem.DefaultBufferPool().Get(a.need)
+		a.slab = k.c.s.slabs.get(a.need)
 		a.data = (*a.slab)[:0]
 	default:
 		a.data = make([]byte, 0, streamWindow) // what is longer grows as it comes

@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
@@ -73,9 +72,9 @@ type message struct {
 }
 
 // free gives the memory of a message back.
-func (m *message) free() {
+func (m *message) free(s *slabs) {
 	if m.slab != nil {
-		mem.DefaultBufferPool().Put(m.slab)
+		s.put(m.slab)
 	}
 	m.data, m.slab = nil, nil
 }
@@ -237,7 +236,7 @@ func (k *call) receiveNext(v any) error {
 	if err != nil {
 		return err
 	}
-	defer m.free()
+	defer m.free(&k.c.s.slabs)
 	data, err := k.unpack(m)
 	if err != nil {
 		return err
@@ -255,7 +254,7 @@ func (k *call) receiveNext(v any) error {
 		return nil
 	}
 	if err == nil {
-		defer second.free()
+		defer second.free(&k.c.s.slabs)
 		if _, err = k.unpack(second); err == nil {
 			err = status.Error(codes.Internal, "cardinality violation: received multiple request messages for non-client-streaming RPC")
 		}

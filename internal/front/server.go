@@ -57,6 +57,7 @@ type Server struct {
 
 	workers  workers
 	handlers sync.WaitGroup // calls that were dispatched
+	slabs    slabs
 
 	mu        sync.Mutex
 	changed   *sync.Cond // conns and serves became fewer
