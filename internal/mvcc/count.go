@@ -162,7 +162,7 @@ func (w *walk) begin() (ok bool, err error) {
 	} else {
 		w.it.SetBounds(lower, upper)
 	}
-	w.c = newCursor(w.it, w.revision)
+	w.c = newKeyCursor(w.it, w.revision)
 	return w.c.first(), nil
 }
 

@@ -15,6 +15,8 @@ const patience = 6
 type cursor struct {
 	it       *engine.Iter
 	revision int64
+	// keysOnly: tail is not wanted, and rows are not read for it. It is empty then. For walking up.
+	keysOnly bool
 
 	key  []byte
 	rev  kv.Revision
@@ -26,6 +28,12 @@ type cursor struct {
 }
 
 func newCursor(it *engine.Iter, revision int64) *cursor { return &cursor{it: it, revision: revision} }
+
+// newKeyCursor returns a cursor for who wants to know which keys are live, and no more. The rows of large values lie in files
+// of their own, so that it reads a small part of what a cursor does.
+func newKeyCursor(it *engine.Iter, revision int64) *cursor {
+	return &cursor{it: it, revision: revision, keysOnly: true}
+}
 
 // only moves to key, if it is live. No other move may follow.
 func (c *cursor) only(key []byte) bool {
@@ -71,7 +79,7 @@ func (c *cursor) settle(ok bool) bool {
 			}
 			continue
 		}
-		tail, tombstone, err := engine.DecodeVersionValue(c.it.Value())
+		tail, tombstone, err := c.value()
 		if err != nil {
 			c.err = err
 			return false
@@ -85,6 +93,14 @@ func (c *cursor) settle(ok bool) bool {
 	}
 	c.err = c.it.Err()
 	return false
+}
+
+// value takes the row's value apart. One that is longer than a tombstone is that of a live version.
+func (c *cursor) value() (tail []byte, tombstone bool, err error) {
+	if c.keysOnly && c.it.ValueLen() > engine.TombstoneBytes {
+		return nil, false, nil
+	}
+	return engine.DecodeVersionValue(c.it.Value())
 }
 
 func (c *cursor) last() bool { return c.settleDown(c.it.Last()) }

@@ -110,7 +110,7 @@ func (h *hasher) anythingAlive() (bool, error) {
 		return false, err
 	}
 	defer it.Close()
-	c := newCursor(it, h.rev)
+	c := newKeyCursor(it, h.rev)
 	return c.first(), c.err
 }
 

@@ -34,6 +34,9 @@ type writer struct {
 	cut       uint64 // the largest Cut so far
 	free      []freeFile
 	asked     bool // the filler was asked for a spare that was not taken yet
+	// Of the active segment, since it is that: how many groups were written, and their bytes.
+	groups     int64
+	groupBytes int64
 }
 
 // staged is a write of the group being gathered, with what publishing it needs.
@@ -236,8 +239,13 @@ func (l *Log) writeOut() error {
 	}
 	l.opt.OnWrite(len(w.enc.buf), time.Since(begin))
 	w.written = w.enc.offset()
+	w.groups++
+	w.groupBytes += int64(len(w.enc.buf))
 	return nil
 }
+
+// smallGroups reports whether the next segment is worth filling with zeros.
+func (w *writer) smallGroups() bool { return w.groupBytes < fillBelow*max(w.groups, 1) }
 
 // keepTail remembers the group's bytes if they are not durable. Writes that nobody waits for are small and few.
 func (w *writer) keepTail() {
@@ -355,6 +363,7 @@ func (l *Log) switchSegment(n int64) error {
 // activate makes s the segment that is written to, from end on, which is durable.
 func (w *writer) activate(s *segment, end int64) {
 	w.active, w.written, w.synced, w.marked, w.tail = s, end, end, false, nil
+	w.groups, w.groupBytes = 0, 0
 	w.enc = encoder{seal: s.seal, base: end, durable: end, buf: w.enc.buf[:0]}
 }
 

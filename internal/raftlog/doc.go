@@ -8,8 +8,8 @@
 //
 // # On disk
 //
-// A segment is a file of fixed size, zero-filled (or recycled) and synced before it gets its name, so that a commit only
-// overwrites bytes that the file already has. Its first 4 KiB hold a versioned header: sequence number, a random salt, the
+// A segment is a file of fixed size, zero-filled (or recycled, or reserved where groups are large) and synced before it gets its
+// name, so that a commit only overwrites bytes that the file already has. Its first 4 KiB hold a versioned header: sequence number, a random salt, the
 // log's last position and the hard state at the time it was begun, and where the segment before it ends. Records follow,
 // each on a multiple of 8 bytes. Every record names the offset up to which its segment was known to be durable when the
 // record was made (its sync point); its header checksum is seeded with the segment's salt and sequence number and the
@@ -39,6 +39,6 @@
 // # Goroutines
 //
 // Each Log has two, both started by Open and stopped by Close: the writer (commit.go), sole owner of the files and of
-// what is not yet durable, and the filler (fill.go), which zero-fills the next segment ahead of need. The queue between
+// what is not yet durable, and the filler (fill.go), which makes the next segment ahead of need. The queue between
 // Append and the writer is bounded by its caller, see Backlog.
 package raftlog

@@ -72,10 +72,10 @@ func (l *Log) takeFree() (f freeFile, err error) {
 			return nil
 		}
 		if !w.asked {
-			l.filler.ask()
+			l.filler.ask(w.smallGroups())
 		}
 		if f, err = l.filler.take(); err != nil {
-			l.filler.ask()
+			l.filler.ask(w.smallGroups())
 			f, err = l.filler.take()
 		}
 		w.asked = false
@@ -91,10 +91,10 @@ func (l *Log) takeCut() {
 	l.w.cut, l.queue.cut = max(l.w.cut, l.queue.cut), 0
 }
 
-// askForSpare has a file zero-filled ahead of need: when the segment is a quarter full and nothing is there to recycle.
+// askForSpare has a file made ahead of need: when the segment is a quarter full and nothing is there to recycle.
 func (l *Log) askForSpare() {
 	if w := &l.w; !w.asked && len(w.free) == 0 && w.written > w.active.size/4 {
-		l.filler.ask()
+		l.filler.ask(w.smallGroups())
 		w.asked = true
 	}
 }
@@ -104,7 +104,7 @@ func (l *Log) bigFile(size int64) (freeFile, error) {
 	f := freeFile{path: l.fs.PathJoin(l.dir, bigName), size: size}
 	var err error
 	err = l.withRoom(func() error {
-		f.file, err = zeroFill(l.fs, f.path, size, nil)
+		f.file, err = makeFile(l.fs, f.path, size, reserveFile)
 		return err
 	})
 	return f, err

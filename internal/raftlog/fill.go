@@ -11,18 +11,21 @@ import (
 
 const (
 	fillChunkBytes = 1 << 20
+	// fillBelow is how many bytes the groups of a segment have, on the average, below which the next segment is filled with
+	// zeros. That saves each sync some metadata, and writes every byte twice: larger groups pay less by the metadata.
+	fillBelow = 256 << 10
 	// fillPause after each chunk keeps the filler's syncs from standing in the way of the writer's.
 	fillPause = 5 * time.Millisecond
 )
 
-// filler zero-fills the next segment's file in a goroutine of its own, slowly while nobody waits for it. At most one
-// spare is being made or waits to be taken.
+// filler makes the next segment's file in a goroutine of its own, slowly while nobody waits for it. At most one spare is
+// being made or waits to be taken.
 type filler struct {
 	fs    vfs.FS
 	dir   string
 	size  int64
-	want  chan struct{} // capacity 1, closed by stop
-	got   chan spare    // capacity 1
+	want  chan bool  // whether to fill it with zeros; capacity 1, closed by stop
+	got   chan spare // capacity 1
 	done  chan struct{}
 	hurry atomic.Bool // the writer waits
 	quit  atomic.Bool
@@ -37,7 +40,7 @@ var errQuit = errors.New("raft log is closing")
 
 // startFiller starts the goroutine; its owner, the Log, stops it.
 func startFiller(fs vfs.FS, dir string, size int64) *filler {
-	f := &filler{fs: fs, dir: dir, size: size, want: make(chan struct{}, 1), got: make(chan spare, 1),
+	f := &filler{fs: fs, dir: dir, size: size, want: make(chan bool, 1), got: make(chan spare, 1),
 		done: make(chan struct{})}
 	go f.run()
 	return f
@@ -45,9 +48,13 @@ func startFiller(fs vfs.FS, dir string, size int64) *filler {
 
 func (f *filler) run() {
 	defer close(f.done)
-	for range f.want {
+	for fill := range f.want {
 		s := spare{freeFile: freeFile{path: f.fs.PathJoin(f.dir, spareName), size: f.size}}
-		s.file, s.err = zeroFill(f.fs, s.path, f.size, f.pace)
+		if fill {
+			s.file, s.err = zeroFill(f.fs, s.path, f.size, f.pace)
+		} else {
+			s.file, s.err = makeFile(f.fs, s.path, f.size, reserveFile)
+		}
 		f.got <- s
 	}
 }
@@ -67,7 +74,7 @@ func (f *filler) pace(file vfs.File) error {
 }
 
 // ask starts a spare. Only the writer calls it, and not again before take.
-func (f *filler) ask() { f.want <- struct{}{} }
+func (f *filler) ask(fill bool) { f.want <- fill }
 
 // take waits for the spare that was asked for.
 func (f *filler) take() (freeFile, error) {
@@ -95,6 +102,11 @@ func (f *filler) stop() {
 // zeroFill makes a synced file of the given size, all zeros written, so that later writes extend nothing and need no new
 // blocks. pace, if given, runs between chunks and may stop it.
 func zeroFill(fs vfs.FS, path string, size int64, pace func(vfs.File) error) (vfs.File, error) {
+	return makeFile(fs, path, size, func(file vfs.File, size int64) error { return fillFile(file, size, pace) })
+}
+
+// makeFile makes a file, in the place of one that is left over, and gives it its size with fill.
+func makeFile(fs vfs.FS, path string, size int64, fill func(vfs.File, int64) error) (vfs.File, error) {
 	if err := fs.Remove(path); err != nil && !isNotExist(err) {
 		return nil, fmt.Errorf("remove left-over file: %w", err)
 	}
@@ -102,8 +114,8 @@ func zeroFill(fs vfs.FS, path string, size int64, pace func(vfs.File) error) (vf
 	if err != nil {
 		return nil, fmt.Errorf("make raft log segment file: %w", err)
 	}
-	if err := fillFile(file, size, pace); err != nil {
-		return nil, fmt.Errorf("zero-fill raft log segment file %s: %w", path, errors.Join(err, file.Close(), fs.Remove(path)))
+	if err := fill(file, size); err != nil {
+		return nil, fmt.Errorf("fill raft log segment file %s: %w", path, errors.Join(err, file.Close(), fs.Remove(path)))
 	}
 	return file, nil
 }
@@ -123,4 +135,15 @@ func fillFile(file vfs.File, size int64, pace func(vfs.File) error) error {
 		}
 	}
 	return file.Sync() // here, so that the writer's sync of the header has nothing else to do
+}
+
+// reserveFile gives a file its size and, where the file system can do that, its blocks. All of it reads as zeros.
+func reserveFile(file vfs.File, size int64) error {
+	if err := file.Preallocate(0, size); IsNoRoom(err) {
+		return err
+	}
+	if _, err := file.WriteAt(make([]byte, recordAlign), size-recordAlign); err != nil {
+		return err
+	}
+	return file.Sync()
 }

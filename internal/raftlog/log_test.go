@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -280,7 +281,10 @@ func TestSpareAheadOfNeed(t *testing.T) {
 		o.SegmentBytes = 6 << 20
 		l := mustOpen(t, o)
 		begin := time.Now()
-		appendWait(t, l, Write{Entries: entriesFrom(1, 1, 2<<20, 1), Sync: true})
+		const small = 12
+		for i := range uint64(small) {
+			appendWait(t, l, Write{Entries: entriesFrom(1+i, 1, 180<<10, 1), Sync: true})
+		}
 		appendWait(t, l, Write{})
 		synctest.Wait()
 		time.Sleep(time.Second)
@@ -288,11 +292,11 @@ func TestSpareAheadOfNeed(t *testing.T) {
 			t.Errorf("no spare after %v: %v", time.Since(begin), err)
 		}
 		for i := range uint64(6) { // two segments at once: the second has to wait for the filler
-			l.Append(Write{Entries: entriesFrom(2+i, 1, 2<<20, 1), Sync: true})
+			l.Append(Write{Entries: entriesFrom(small+1+i, 1, 2<<20, 1), Sync: true})
 		}
 		synctest.Wait()
 		appendWait(t, l, Write{})
-		if st := l.Stats(); st.Segments < 3 || st.LastIndex != 7 {
+		if st := l.Stats(); st.Segments < 3 || st.LastIndex != small+6 {
 			t.Errorf("%+v", st)
 		}
 		if err := l.Close(); err != nil {
@@ -302,6 +306,48 @@ func TestSpareAheadOfNeed(t *testing.T) {
 			t.Errorf("left after close: %q", names)
 		}
 	})
+}
+
+// TestLargeGroupsAreWrittenOnce: behind a segment of large groups comes one that is not filled with zeros, behind one of small
+// groups one that is. What is in either is there after a crash of the machine.
+func TestLargeGroupsAreWrittenOnce(t *testing.T) {
+	for _, size := range []int{fillBelow / 2, fillBelow * 2} {
+		mem := vfs.NewCrashableMem()
+		var spares atomic.Int64
+		o := memOptions()
+		o.SegmentBytes = 6 << 20
+		o.FS = &stepFS{FS: mem, step: func(op string) error {
+			var off, n int64
+			var name string
+			if _, err := fmt.Sscanf(op, "write %s %d+%d", &name, &off, &n); err == nil && strings.Contains(name, spareName) {
+				spares.Add(n)
+			}
+			return nil
+		}}
+		l := mustOpen(t, o)
+		last := uint64(0)
+		for ; l.Stats().Segments < 3; last++ {
+			appendWait(t, l, Write{Entries: entriesFrom(last+1, 1, size, 1), Sync: true})
+		}
+		// Files keep the name under which they were made: so what the two segments hold counts too.
+		written := spares.Load()
+		if least := 2 * o.SegmentBytes; size < fillBelow && written < least || size >= fillBelow && written > least {
+			t.Errorf("groups of %d bytes: %d bytes were written to files made ahead of need", size, written)
+		}
+		crashed := mem.CrashClone(vfs.CrashCloneCfg{})
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		o.FS = crashed
+		l = mustOpen(t, o)
+		es, err := l.Entries(1, last+1, math.MaxUint64)
+		if err != nil || len(es) != int(last) {
+			t.Errorf("groups of %d bytes: %d of %d entries after a crash, %v", size, len(es), last, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestFailureIsFinal lets each kind of operation fail once: the log reports it, acknowledges nothing more, and does not try
