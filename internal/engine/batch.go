@@ -5,7 +5,12 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/trivet-kv/trivet/internal/kv"
 )
+
+// keepBatchBytes is how large a batch may be whose memory is used again. One of large values has a few MiB.
+const keepBatchBytes = 4 << 20
 
 // Batch collects changes that become visible together, or not at all. It is a Reader that sees its own writes over what
 // is committed. One goroutine at a time may use it.
@@ -60,6 +65,18 @@ func (b *Batch) index() error {
 
 // Set writes a row. Key and value are copied.
 func (b *Batch) Set(key, value []byte) error { return b.b.Set(key, value, nil) }
+
+// SetLive writes the row of a put, with the value that AppendLiveValue makes, and returns how long that is. It is made in the
+// batch, so that it is copied once.
+func (b *Batch) SetLive(key []byte, p kv.KeyValue) (valueBytes int, err error) {
+	n := liveValueBytes(p)
+	op := b.b.SetDeferred(len(key), n)
+	copy(op.Key, key)
+	if got := AppendLiveValue(op.Value[:0], p); len(got) != n {
+		panic(fmt.Sprintf("engine: the row of a put has %d bytes, not %d", len(got), n))
+	}
+	return n, op.Finish()
+}
 
 // Delete deletes a row.
 func (b *Batch) Delete(key []byte) error { return b.b.Delete(key, nil) }

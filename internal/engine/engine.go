@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
-	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -59,6 +57,7 @@ type Engine struct {
 
 	gate    *gate
 	sizes   sizes
+	short   atomic.Bool   // the owner is short of room
 	flushed chan struct{} // capacity 1: a flush has ended since it was last read
 	stop    chan struct{}
 	stopped sync.WaitGroup
@@ -121,12 +120,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		Logger:                     pebbleLogger{o.Logger, o.Fatal},
 	}
 	p.Experimental.FileCacheShards = 2
-	p.Experimental.SpanPolicyFunc = tablesFor
-	for i := range p.Levels {
-		p.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
-		p.Levels[i].BlockSize = 8 << 10
-		p.Levels[i].IndexBlockSize = 64 << 10
-	}
+	e.shape(p)
 	onError := o.OnError
 	// FlushEnd has an error also for a flush that had nothing to write; BackgroundError is called for real ones, but for
 	// those of compactions too. What both were told is a flush that failed.
@@ -172,21 +166,6 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 		},
 	}
 	return p
-}
-
-// tablesFor ends a table where revision rows begin and where they end. They are written in order and deleted from the oldest
-// on, so that a table of them alone overlaps with no other and need not be rewritten: it stays, or is moved down as it
-// is. Beside rows of other keys it would be part of each compaction of these.
-func tablesFor(start []byte) (pebble.SpanPolicy, []byte, error) {
-	revisions := []byte{PrefixRevision}
-	behind := []byte{PrefixRevision + 1}
-	switch {
-	case bytes.Compare(start, revisions) < 0:
-		return pebble.SpanPolicy{}, revisions, nil
-	case bytes.Compare(start, behind) < 0:
-		return pebble.SpanPolicy{}, behind, nil
-	}
-	return pebble.SpanPolicy{}, nil, nil
 }
 
 // tellFlushes runs until Close.
@@ -248,7 +227,7 @@ func (e *Engine) NewBatch() *Batch {
 	if err := e.gate.enter(); err != nil {
 		panic("engine: a batch was begun on the state in " + e.dir + " after it was closed")
 	}
-	return &Batch{b: e.db.NewBatch(), db: e.db, gate: e.gate, sizes: &e.sizes}
+	return &Batch{b: e.db.NewBatch(pebble.WithMaxRetainedSizeBytes(keepBatchBytes)), db: e.db, gate: e.gate, sizes: &e.sizes}
 }
 
 // Flush makes everything committed before the call durable.

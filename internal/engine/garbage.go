@@ -12,12 +12,15 @@ import (
 // deletion is in a file, because a file counts as larger by what its deletions free; what it does not do is flush for their sake,
 // and it leaves alone what is small beside the bounds of its levels, which are made for large stores. Garbage says
 // how much there is, Flush and Reclaim do what is missing; when is the owner's choice.
+//
+// A large value lies in a file of values (shape.go), and stays there when its row is gone. Of these files the engine rewrites by itself
+// those with the most such values, as long as their share of all is above a bound, which Short lowers.
 
 // Garbage is about how many bytes of Size are rows that were deleted, as of the last Measure: in files by what the engine
 // knows of its deletions, and by deletions that are not flushed yet, at most as much as there is in files.
 func (e *Engine) Garbage() (files, unflushed int64) {
 	m := e.sizes.measured.Load()
-	return m.garbage, min(e.sizes.dropped.all.Load()-m.dropped, m.live)
+	return m.garbage + m.values, min(e.sizes.dropped.all.Load()-m.dropped, m.live)
 }
 
 // Busy reports whether the engine was compacting files by itself, or looking into new ones, at the last Measure.
@@ -40,7 +43,7 @@ func (e *Engine) Reclaim(ctx context.Context) error {
 	}
 	lower, upper := worstPart(levels)
 	if lower == nil {
-		return nil
+		return e.rewriteValues()
 	}
 	if bytes.Equal(lower, upper) {
 		upper = append(bytes.Clone(upper), 0)
@@ -50,6 +53,16 @@ func (e *Engine) Reclaim(ctx context.Context) error {
 	}
 	e.Measure()
 	return nil
+}
+
+// Short tells the engine whether its owner is short of room. Then it rewrites files of values for little.
+func (e *Engine) Short(short bool) { e.short.Store(short) }
+
+// rewriteValues has the engine look for files of values to rewrite, as it does after each flush. It goes on by itself then.
+func (e *Engine) rewriteValues() error {
+	err := e.Flush()
+	e.Measure()
+	return err
 }
 
 // worstPart finds the file with the most garbage and its neighbours in the same level, and returns the keys that these

@@ -18,7 +18,7 @@ func (f gatherFS) Unwrap() vfs.FS { return f.FS }
 
 func (f gatherFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	file, err := f.FS.Create(name, c)
-	if err != nil || !strings.HasSuffix(name, ".sst") {
+	if err != nil || !strings.HasSuffix(name, ".sst") && !strings.HasSuffix(name, ".blob") {
 		return file, err
 	}
 	return &gatherFile{File: file, piece: make([]byte, 0, gatherBytes)}, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -120,6 +121,10 @@ const (
 	flagTombstone byte = 1
 )
 
+// TombstoneBytes is how long the value of a tombstone's row is. That of a live version is longer, but for one of which all
+// fields are zero.
+const TombstoneBytes = 1
+
 // Tags of the fields of mvccpb.KeyValue as protobuf writes them: the field's number and how it is written.
 const (
 	varintField = 0
@@ -151,6 +156,22 @@ func AppendLiveValue(dst []byte, p kv.KeyValue) []byte {
 	}
 	return dst
 }
+
+// liveValueBytes is how long that value is.
+func liveValueBytes(p kv.KeyValue) int {
+	n := 1
+	for _, v := range [...]int64{p.CreateRevision, p.Version, int64(p.Lease)} {
+		if v != 0 {
+			n += 1 + uvarintBytes(uint64(v))
+		}
+	}
+	if len(p.Value) > 0 {
+		n += 1 + uvarintBytes(uint64(len(p.Value))) + len(p.Value)
+	}
+	return n
+}
+
+func uvarintBytes(n uint64) int { return (bits.Len64(n|1) + 6) / 7 }
 
 // AppendTombstoneValue appends the value of the row of a delete.
 func AppendTombstoneValue(dst []byte) []byte { return append(dst, flagTombstone) }

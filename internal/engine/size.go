@@ -22,6 +22,7 @@ func (c *counter) end()   { c.flushed.Store(c.begun.Load()) }
 type measure struct {
 	live    int64 // bytes of the files of the current version
 	garbage int64 // of those, about how many are rows that were deleted
+	values  int64 // and how many are large values that nothing refers to
 	busy    bool
 	// What these files hold of the counters at the least.
 	written, dropped int64
@@ -51,6 +52,9 @@ func (e *Engine) Measure() {
 	m := e.db.Metrics()
 	next.live = int64(m.Table.Local.LiveSize + m.BlobFiles.Local.LiveSize)
 	next.garbage = int64(m.Table.Garbage.PointDeletionsBytesEstimate + m.Table.Garbage.RangeDeletionsBytesEstimate)
+	if v := &m.BlobFiles; v.ValueSize > 0 { // values are counted as they were before they were compressed
+		next.values = int64(float64(v.LiveSize) / float64(v.ValueSize) * float64(v.ValueSize-v.ReferencedValueSize))
+	}
 	next.busy = m.Compact.NumInProgress > 0 || m.Table.PendingStatsCollectionCount > 0
 	e.sizes.measured.Store(next)
 }

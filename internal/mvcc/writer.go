@@ -166,7 +166,7 @@ func (w *Writer) cut(from, to string, n int64) ([]fence, error) {
 		}
 		return false
 	}
-	c := newCursor(it, w.s.Revision())
+	c := newKeyCursor(it, w.s.Revision())
 	for ok := c.first(); ok; ok = c.next() {
 		if !until(c.key) {
 			add(c.key)
@@ -316,19 +316,22 @@ func (w *Writer) valueOf(key []byte, h *head) ([]byte, error) {
 // set writes the version row of one change, which e describes, and makes h its head.
 func (w *Writer) set(e kv.Event, h *head) error {
 	w.key = engine.AppendVersion(w.key[:0], e.KV.Key, e.Revision)
+	size := engine.TombstoneBytes
+	var err error
 	if e.Type == kv.Put {
-		w.value = engine.AppendLiveValue(w.value[:0], e.KV)
+		size, err = w.b.SetLive(w.key, e.KV)
 	} else {
 		w.value = engine.AppendTombstoneValue(w.value[:0])
+		err = w.b.Set(w.key, w.value)
 	}
-	if err := w.b.Set(w.key, w.value); err != nil {
+	if err != nil {
 		return err
 	}
 	if e.Superseded.IsZero() {
 		h.size = 0
 	}
 	w.frees = append(w.frees, h.size)
-	h.main, h.sub, h.size, h.event = e.Revision.Main, uint32(e.Revision.Sub), uint32(len(w.value)), uint32(len(w.events))
+	h.main, h.sub, h.size, h.event = e.Revision.Main, uint32(e.Revision.Sub), uint32(size), uint32(len(w.events))
 	h.create, h.version, h.lease = e.KV.CreateRevision, e.KV.Version, e.KV.Lease
 	w.events = append(w.events, e)
 	return nil

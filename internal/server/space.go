@@ -53,6 +53,7 @@ func (m *Member) giveSpaceBack() {
 			s = spacer{engine: e}
 		}
 		e.Measure()
+		e.Short(m.nearQuota(e.Size()))
 		if err := m.giveBack(&s); err != nil && m.life.Err() == nil && m.machine.state.Load().Engine == e {
 			m.logger.Warn("giving back the space of deleted rows failed; it will be tried again", "error", err)
 			s.next = time.Now().Add(10 * spaceEvery)
@@ -62,10 +63,15 @@ func (m *Member) giveSpaceBack() {
 
 // worth is how much garbage is worth its rewriting in a state of a size.
 func (m *Member) worth(size int64) int64 {
-	if quota := m.options.QuotaBytes; quota > 0 && nearly(size, quota) {
+	if m.nearQuota(size) {
 		return max(size/nearShare, nearBytes)
 	}
 	return max(size/garbageShare, garbageBytes)
+}
+
+func (m *Member) nearQuota(size int64) bool {
+	quota := m.options.QuotaBytes
+	return quota > 0 && nearly(size, quota)
 }
 
 // giveBack makes one step.
