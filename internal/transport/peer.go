@@ -103,6 +103,9 @@ func (p *peer) send(ms []*raftpb.Message) {
 		if t := m.GetType(); t == raftpb.MsgApp || t == raftpb.MsgProp {
 			s = p.append
 		}
+		if awaited(m) && s.pass(m) {
+			continue
+		}
 		if !sendable(m.GetType()) || !s.enqueue(m) {
 			dropped++
 		}
@@ -182,11 +185,12 @@ type stream struct {
 	kind byte
 	wake chan struct{} // 1: something is queued
 
-	mu    sync.Mutex
-	up    bool
-	queue []*raftpb.Message // at most MaxQueuedMessages and MaxQueuedBytes
-	bytes int64
-	calls []call // at most MaxCalls, since their callers wait
+	mu     sync.Mutex
+	up     bool
+	outlet *outlet           // while it is up
+	queue  []*raftpb.Message // at most MaxQueuedMessages and MaxQueuedBytes
+	bytes  int64
+	calls  []call // at most MaxCalls, since their callers wait
 }
 
 type call struct {
@@ -306,8 +310,9 @@ func (t *Transport) open(conn net.Conn) (net.Conn, error) {
 func (s *stream) attend(conn net.Conn, version string) {
 	ctx, cancel := context.WithCancelCause(s.p.ctx)
 	defer cancel(nil)
+	o := newOutlet(conn)
 	s.mu.Lock()
-	s.up = true
+	s.up, s.outlet = true, o
 	s.mu.Unlock()
 	s.p.connected(version)
 
@@ -319,7 +324,7 @@ func (s *stream) attend(conn net.Conn, version string) {
 		defer close(readerDone)
 		cancel(s.readAnswers(conn))
 	}()
-	err := s.write(ctx, conn)
+	err := s.write(ctx, conn, o)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
@@ -327,7 +332,7 @@ func (s *stream) attend(conn net.Conn, version string) {
 	<-readerDone
 
 	s.mu.Lock()
-	s.up = false
+	s.up, s.outlet = false, nil
 	lost := len(s.queue)
 	clear(s.queue)
 	s.queue, s.bytes, s.calls = s.queue[:0], 0, nil
@@ -345,7 +350,7 @@ func (s *stream) attend(conn net.Conn, version string) {
 const maxBatch = 1 << 20
 
 // write sends what is queued until ctx ends or the connection breaks.
-func (s *stream) write(ctx context.Context, conn net.Conn) error {
+func (s *stream) write(ctx context.Context, conn net.Conn, o *outlet) error {
 	ping := time.NewTicker(s.p.t.c.Keepalive)
 	defer ping.Stop()
 	var out buffer
@@ -364,47 +369,59 @@ func (s *stream) write(ctx context.Context, conn net.Conn) error {
 		s.p.t.c.Observer.Sent(s.p.id, n)
 		return err
 	}
+	pings := false
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case now := <-ping.C:
+		case <-ping.C:
+			pings = true
+		case <-s.wake:
+		}
+		s.mu.Lock()
+		if o.writing { // by who will wake this goroutine
+			o.wanted = true
+			s.mu.Unlock()
+			continue
+		}
+		o.writing = true
+		ms, calls := s.queue, s.calls
+		s.queue, s.bytes, s.calls = spare, 0, nil
+		out.arena, o.rest = append(out.arena, o.rest...), nil
+		s.mu.Unlock()
+		if pings {
+			pings = false
 			start := out.begin(framePing)
-			out.arena = binary.LittleEndian.AppendUint64(out.arena, uint64(now.UnixNano()))
+			out.arena = binary.LittleEndian.AppendUint64(out.arena, uint64(time.Now().UnixNano()))
+			out.end(start)
+		}
+		for _, c := range calls {
+			start := out.begin(frameCall)
+			out.arena = binary.LittleEndian.AppendUint64(out.arena, c.id)
+			out.byte(c.kind)
+			out.arena = append(out.arena, c.body...)
+			out.end(start)
+		}
+		for i := 0; i < len(ms); {
+			start := out.begin(frameMessages)
+			for from := out.len(); i < len(ms) && (out.len() == from || out.len()-from < maxBatch); i++ {
+				appendMessage(&out, ms[i], s.p.t.c.ID)
+			}
 			out.end(start)
 			if err := send(); err != nil {
 				return err
 			}
-		case <-s.wake:
-			s.mu.Lock()
-			ms, calls := s.queue, s.calls
-			s.queue, s.bytes, s.calls = spare, 0, nil
-			s.mu.Unlock()
-			for _, c := range calls {
-				start := out.begin(frameCall)
-				out.arena = binary.LittleEndian.AppendUint64(out.arena, c.id)
-				out.byte(c.kind)
-				out.arena = append(out.arena, c.body...)
-				out.end(start)
-			}
-			for i := 0; i < len(ms); {
-				start := out.begin(frameMessages)
-				for from := out.len(); i < len(ms) && (out.len() == from || out.len()-from < maxBatch); i++ {
-					appendMessage(&out, ms[i], s.p.t.c.ID)
-				}
-				out.end(start)
-				if err := send(); err != nil {
-					return err
-				}
-			}
-			if out.len() > 0 {
-				if err := send(); err != nil {
-					return err
-				}
-			}
-			clear(ms)
-			spare = ms[:0]
 		}
+		if out.len() > 0 {
+			if err := send(); err != nil {
+				return err
+			}
+		}
+		clear(ms)
+		spare = ms[:0]
+		s.mu.Lock()
+		o.writing = false
+		s.mu.Unlock()
 	}
 }
 

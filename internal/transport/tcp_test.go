@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"context"
 	"net"
 	"sync/atomic"
 	"testing"
@@ -47,6 +48,18 @@ func startTCP(tb testing.TB) (a, b *peerSpec) {
 			tb.Fatal("the members have not found each other")
 		}
 	}
+}
+
+// startOne runs one member, whose peers the test plays. It sends nothing of its own for an hour.
+func startOne(t *testing.T, id uint64, peers map[uint64][]string, dial func(context.Context, string) (net.Conn, error)) *Transport {
+	t.Helper()
+	tr, err := New(Config{ClusterID: 1, ID: id, Peers: peers, FS: vfs.NewMem(), Incoming: "incoming", Dial: dial, Keepalive: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tr.Close() })
+	tr.Serve(&recorder{})
+	return tr
 }
 
 // TestTCP: the pipes of the other tests stand for the real thing: messages, a checkpoint, and the death of a process.
