@@ -39,14 +39,14 @@ var buffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// flush writes what there is, unless somebody does. Those who are about to answer too are let go first if yield is set, so that
-// many answers leave in one write. mu is held, but not while writing.
+// flush writes what there is, unless somebody does. If yield is set and other calls are under way, those that are about to be
+// answered too are let go first, so that many answers leave in one write. mu is held, but not while writing.
 func (c *conn) flush(yield bool) {
 	if c.writing || c.dead || !c.something() {
 		return
 	}
 	c.writing = true
-	if yield {
+	if yield && len(c.streams) > 0 {
 		c.mu.Unlock()
 		runtime.Gosched()
 		c.mu.Lock()
