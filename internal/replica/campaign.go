@@ -128,6 +128,7 @@ func (c *campaign) leaderKnown(gone bool) {
 
 // peerChanged hears what the transport says of a peer.
 func (l *loop) peerChanged(e peerEvent) {
+	l.askAnew(e.id, e.kind == peerUp)
 	switch e.kind {
 	case peerUp:
 		delete(l.gone, e.id)

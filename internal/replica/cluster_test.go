@@ -434,7 +434,8 @@ func (cl *cluster) start(id uint64) {
 	cl.must(err)
 	c := cl.config
 	cl.origin++
-	c.ID, c.Origin, c.Log, c.Machine, c.Transport = id, cl.origin<<8|id, raftLog{log}, machine, endpoint
+	checked := &checkedTransport{Endpoint: endpoint, t: cl.t}
+	c.ID, c.Origin, c.Log, c.Machine, c.Transport = id, cl.origin<<8|id, raftLog{log}, machine, checked
 	c.Applied, c.ConfState, c.Logger = machine.state.Applied, machine.state.ConfState, logger
 	holder := make(chan *Replica, 1)
 	machine.onFlush = func(applied uint64) {
@@ -444,6 +445,7 @@ func (cl *cluster) start(id uint64) {
 	}
 	r, err := Start(c)
 	cl.must(err)
+	checked.r.Store(r)
 	holder <- r
 	m.node = &node{fs, log, machine, endpoint, r}
 	endpoint.Serve(peerHandler{r})

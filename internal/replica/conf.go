@@ -85,6 +85,7 @@ func (l *loop) applyConfChange(index uint64, cc *raftpb.ConfChangeV2) (a applied
 	}
 	l.confState = l.rn.ApplyConfChange(cc)
 	l.view.stale = true
+	l.stand()
 	for _, c := range cc.Changes {
 		if c.GetType() == raftpb.ConfChangeRemoveNode && c.GetNodeId() == l.lead && l.lead != l.c.ID {
 			// A leader that was removed steps down when it applies this too, and tells nobody.

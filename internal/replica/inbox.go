@@ -10,17 +10,16 @@ import (
 // inbox is everything that waits for the loop. Producers append under the lock and nudge; the loop takes all at once.
 //
 // Bounds: messages by MaxInboxBytes; snapshots by maxStaged; proposals by MaxQueuedProposals and MaxQueuedBytes (counted
-// in Replica.pending, since they stay bounded after they left the inbox); reads by MaxQueuedReads; answers by what raft
-// has under way with the log and the state machine; peer events by the number of peers; controls by their callers, who
+// in Replica.pending, since they stay bounded after they left the inbox); answers by what raft has under way with the log and the state machine; peer events by the number of peers; controls by their callers, who
 // wait, and by one for each checkpoint under way.
 type inbox struct {
 	wake chan struct{} // capacity 1: something waits
 
-	mu      sync.Mutex
-	work    work
-	closed  bool   // the loop has ended: nothing of any size is taken any more
-	forming *round // reads that wait for a round; taken only when one can be issued
-	reading int    // reads that have no index yet
+	mu     sync.Mutex
+	work   work
+	closed bool // the loop has ended: nothing of any size is taken any more
+
+	together int // proposals that came together, lately
 }
 
 type work struct {
@@ -71,25 +70,15 @@ func (in *inbox) take(w *work) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.work, *w = *w, in.work
+	if n := len(w.proposals); n > 0 {
+		in.together = max(n, in.together*3/4)
+	}
 }
 
 func (in *inbox) nudge() {
 	select {
 	case in.wake <- struct{}{}:
 	default: // the loop has not looked since the last nudge
-	}
-}
-
-// gather wakes the loop for the first proposal or read of those that wait; whoever comes behind it need not. Before that it
-// lets run who is about to come: requests that arrived together share an entry or a round then, instead of the first waking
-// the loop for itself. Where nobody else runs it costs nothing, and what wakes the loop otherwise is not held up by it.
-func (in *inbox) gather(waits func() bool) {
-	runtime.Gosched()
-	in.mu.Lock()
-	still := waits() // the loop may have been woken by something else
-	in.mu.Unlock()
-	if still {
-		in.nudge()
 	}
 }
 
@@ -143,13 +132,22 @@ func (in *inbox) install(m *raftpb.Message) {
 	in.nudge()
 }
 
+// propose wakes the loop for the first proposal of those that wait; whoever comes behind it need not. If they came together before,
+// it lets run first who is about to come: they share an entry then, instead of the first waking the loop for itself. What wakes
+// the loop otherwise is not held up by it.
 func (in *inbox) propose(p proposal) {
 	in.mu.Lock()
-	first := len(in.work.proposals) == 0
 	in.work.proposals = append(in.work.proposals, p)
+	wakes, lets := len(in.work.proposals) == 1, in.together > 1
 	in.mu.Unlock()
-	if first {
-		in.gather(func() bool { return len(in.work.proposals) > 0 })
+	if wakes && lets {
+		runtime.Gosched()
+		in.mu.Lock()
+		wakes = len(in.work.proposals) > 0 // the loop may have been woken by something else
+		in.mu.Unlock()
+	}
+	if wakes {
+		in.nudge()
 	}
 }
 

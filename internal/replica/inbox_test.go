@@ -18,35 +18,21 @@ func woken(in *inbox) bool {
 	}
 }
 
-// TestGather: only the first of those who wait wakes the loop, and whoever finds that nobody waits is the first. A read or a
-// command that nobody woke the loop for would wait for a tick, or for ever.
+// TestGather: only the first of those who wait wakes the loop, and whoever finds that nobody waits is the first. A command that
+// nobody woke the loop for would wait for a tick, or for ever.
 func TestGather(t *testing.T) {
-	r := &Replica{in: inbox{wake: make(chan struct{}, 1)}, ctx: t.Context(), serving: t.Context()}
-	r.c.MaxQueuedReads = 10
-	in := &r.in
-	join := func() {
-		t.Helper()
-		if _, err := r.join(); err != nil {
-			t.Fatal(err)
+	in := &inbox{wake: make(chan struct{}, 1)}
+	for range 3 {
+		in.propose(proposal{context.Background(), nil})
+		if !woken(in) {
+			t.Fatal("the first did not wake the loop")
 		}
-	}
-	propose := func() { in.propose(proposal{context.Background(), nil}) }
-	for name, come := range map[string]func(){"propose": propose, "join": join} {
-		for range 3 {
-			come()
-			if !woken(in) {
-				t.Fatalf("%s: the first did not wake the loop", name)
-			}
-			come()
-			if woken(in) {
-				t.Fatalf("%s: the second woke the loop too", name)
-			}
-			var w work
-			in.take(&w)
-			in.mu.Lock()
-			in.forming = nil
-			in.mu.Unlock()
+		in.propose(proposal{context.Background(), nil})
+		if woken(in) {
+			t.Fatal("the second woke the loop too")
 		}
+		var w work
+		in.take(&w)
 	}
 }
 
@@ -77,7 +63,7 @@ func TestGatherEnds(t *testing.T) {
 // TestReceiveTogether: messages that came together are there when the loop is woken for them.
 func TestReceiveTogether(t *testing.T) {
 	var lost []uint64
-	r := &Replica{in: inbox{wake: make(chan struct{}, 1)}, ctx: t.Context(), serving: t.Context()}
+	r := &Replica{in: inbox{wake: make(chan struct{}, 1)}, ctx: t.Context()}
 	r.c.MaxInboxBytes = 1000
 	r.c.Observer.MessageDropped = func(from uint64) { lost = append(lost, from) }
 	message := func(from uint64, bytes int) *raftpb.Message {

@@ -3,6 +3,7 @@ package replica
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -11,14 +12,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// lone is member 1 of three, alone with a test that plays the other two.
+// lone is member 1, alone with a test that plays the others.
 type lone struct {
 	t       *testing.T
 	fs      *vfs.MemFS
 	log     raftLog
 	r       *Replica
 	machine *toy
-	voters  []uint64 // that its checkpoints name
+	voters  []uint64                // that its checkpoints name
+	checked atomic.Pointer[Replica] // r, once it has started
 
 	mu     sync.Mutex
 	sent   []*raftpb.Message
@@ -43,6 +45,9 @@ func (l *lone) Send(ms []*raftpb.Message) {
 	defer l.mu.Unlock()
 	for _, m := range ms {
 		l.sent = append(l.sent, proto.CloneOf(m))
+	}
+	if err := l.checked.Load().publishedBefore(ms); err != nil {
+		l.t.Error(err)
 	}
 }
 
@@ -72,20 +77,23 @@ func (l *lone) one(kind raftpb.MessageType) *raftpb.Message {
 	return ms[0]
 }
 
-func startLone(t *testing.T) *lone {
+func startLone(t *testing.T) *lone { return startLoneOf(t, []uint64{1, 2, 3}) }
+
+func startLoneOf(t *testing.T, voters []uint64, learners ...uint64) *lone {
 	fs := vfs.NewMem()
 	log := openLog(t, fs)
-	machine, err := openToy(fs, toyState{Applied: Position{1, 1}, ConfState: EncodeConfState([]uint64{1, 2, 3}, nil)})
+	machine, err := openToy(fs, toyState{Applied: Position{1, 1}, ConfState: EncodeConfState(voters, learners)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lone{t: t, fs: fs, log: log, machine: machine, voters: []uint64{1, 2, 3}}
+	l := &lone{t: t, fs: fs, log: log, machine: machine, voters: voters}
 	machine.onFlush = func(uint64) {}
 	l.r, err = Start(Config{ID: 1, Origin: 0xabc, Log: watchedLog{log, l}, Machine: machine, Transport: l,
 		Applied: machine.state.Applied, ConfState: machine.state.ConfState})
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.checked.Store(l.r)
 	t.Cleanup(func() { l.r.Stop(); log.Close() })
 	return l
 }

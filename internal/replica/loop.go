@@ -29,7 +29,6 @@ type loop struct {
 	queue    proposalQueue
 	inflight inflight
 	foreign  foreign
-	reads    readRounds
 
 	// Snapshots.
 	staged     map[Position]stagedSnapshot // received and not yet asked for by raft
@@ -117,7 +116,6 @@ func (l *loop) run() {
 			l.tick()
 		}
 		l.observe()
-		l.issueReads()
 		l.handOff()
 		for l.rn.HasReady() {
 			l.handle(l.rn.Ready())
@@ -143,9 +141,6 @@ func (l *loop) step(w *work) {
 		if m.GetType() == raftpb.MsgProp {
 			l.takeForeign(m)
 			continue
-		}
-		if m.GetType() == raftpb.MsgReadIndex && !l.mayAnswerReads() {
-			continue // the member asks again
 		}
 		if l.disturbs(m) {
 			continue
@@ -204,6 +199,7 @@ func (l *loop) observe() {
 	l.lead, l.term, l.state = s.Lead, s.HardState.GetTerm(), s.RaftState
 	l.view.transferee, l.view.stale = s.LeadTransferee, true
 	l.foreign.retain(l.term, l.state == raft.StateLeader)
+	l.stand()
 	if !leadChanged {
 		return
 	}
@@ -211,7 +207,6 @@ func (l *loop) observe() {
 	l.tellLeader(before, led)
 	if l.lead != 0 {
 		l.campaign.leaderKnown(l.gone[l.lead])
-		l.reads.hurry = true
 	} else if before != 0 {
 		l.planAfterLoss()
 	}
@@ -252,14 +247,14 @@ func (l *loop) handle(rd raft.Ready) {
 			l.out = append(l.out, m)
 		}
 	}
+	if rd.HardState != nil && rd.HardState.GetCommit() > l.commit {
+		l.commit = rd.HardState.GetCommit()
+		l.view.commit.Store(l.commit) // before anybody hears of it: it is what reads are answered with
+		l.c.Observer.Committed(l.commit)
+	}
 	if l.out = thin(l.out); len(l.out) > 0 {
 		l.c.Transport.Send(l.out)
 		clear(l.out)
-	}
-	if rd.HardState != nil && rd.HardState.GetCommit() > l.commit {
-		l.commit = rd.HardState.GetCommit()
-		l.view.commit.Store(l.commit)
-		l.c.Observer.Committed(l.commit)
 	}
 	for _, m := range rd.Messages {
 		switch m.GetTo() {
@@ -267,12 +262,12 @@ func (l *loop) handle(rd raft.Ready) {
 			l.persist(m)
 		case raft.LocalApplyThread:
 			l.matchCommitted(m.Entries)
-			l.agreed = m.Entries[len(m.Entries)-1].GetTerm()
+			if term := m.Entries[len(m.Entries)-1].GetTerm(); term != l.agreed {
+				l.agreed = term
+				l.stand()
+			}
 			l.apply.push(applyItem{m: m})
 		}
-	}
-	for _, s := range rd.ReadStates {
-		l.confirmReads(s)
 	}
 }
 

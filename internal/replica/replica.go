@@ -31,6 +31,7 @@ type Replica struct {
 	apply   applier
 	pending pending
 	applied appliedIndex
+	reads   reads
 	view    view
 	stuck   stuck
 
@@ -60,6 +61,9 @@ func Start(c Config) (*Replica, error) {
 	r.stuck.open()
 	r.in.wake = make(chan struct{}, 1)
 	r.apply.wake = make(chan struct{}, 1)
+	r.reads.acks = acks{c.ID, map[uint64]uint64{}}
+	r.reads.late = time.AfterFunc(time.Hour, r.askLate)
+	r.reads.late.Stop()
 	r.applied.index.Store(c.Applied.Index)
 	r.applied.term.Store(c.Applied.Term)
 	l, err := newLoop(r, hs, confState)
@@ -76,7 +80,6 @@ func Start(c Config) (*Replica, error) {
 func newLoop(r *Replica, hs *raftpb.HardState, confState *raftpb.ConfState) (*loop, error) {
 	l := &loop{
 		Replica: r, confState: confState,
-		reads:    readRounds{origin: r.c.Origin},
 		inflight: inflight{origin: r.c.Origin},
 		gone:     map[uint64]bool{},
 		awaited:  map[uint64]chan struct{}{},
@@ -99,7 +102,6 @@ func newLoop(r *Replica, hs *raftpb.HardState, confState *raftpb.ConfState) (*lo
 		MaxInflightBytes:          64 << 20,
 		CheckQuorum:               true,
 		PreVote:                   true,
-		ReadOnlyOption:            raft.ReadOnlySafe,
 		Logger:                    raftLogger{r.c.Logger},
 		DisableProposalForwarding: true, // forward.go does it, at most once
 		StepDownOnRemoval:         true,
@@ -119,13 +121,13 @@ func newLoop(r *Replica, hs *raftpb.HardState, confState *raftpb.ConfState) (*lo
 	return l, nil
 }
 
-// fail stops the replica for good.
+// fail stops the replica for good. Who hears why finds it stopped.
 func (r *Replica) fail(err error) {
+	r.end()
 	r.failOnce.Do(func() {
 		r.c.Logger.Error("the replica stops", "err", err)
 		r.failed <- err
 	})
-	r.end()
 }
 
 // Failed gives the error with which the replica stopped by itself: the log or the state machine failed.
@@ -239,26 +241,19 @@ func (r *Replica) Durable(applied uint64) { r.in.durable(applied) }
 
 // Receive takes messages of a peer that came together. At MaxInboxBytes they are dropped; raft heals that.
 func (r *Replica) Receive(ms ...*raftpb.Message) {
+	forLoop := false
 	for _, m := range ms {
-		if raft.IsLocalMsg(m.GetType()) || !sound(m) {
+		if raft.IsLocalMsg(m.GetType()) || r.hear(m) {
 			continue
 		}
+		forLoop = true
 		if !r.in.message(m, r.c.MaxInboxBytes) {
 			r.c.Observer.MessageDropped(m.GetFrom())
 		}
 	}
-	r.in.nudge()
-}
-
-// sound reports whether a message of a peer has the shape that raft takes for granted: it panics on others.
-func sound(m *raftpb.Message) bool {
-	switch m.GetType() {
-	case raftpb.MsgReadIndex:
-		return len(m.Entries) == 1
-	case raftpb.MsgHeartbeatResp:
-		return len(m.Context) == 0 || len(m.Context) == 8
+	if forLoop {
+		r.in.nudge()
 	}
-	return true
 }
 
 // errTooManySnapshots is told to a peer that sends a checkpoint while others wait for the loop.

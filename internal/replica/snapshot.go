@@ -75,6 +75,7 @@ func (l *loop) beginInstall(m *raftpb.Message) {
 	delete(l.staged, p)
 	l.confState = m.GetSnapshot().GetMetadata().GetConfState()
 	l.view.stale = true
+	l.stand()
 	l.forgetUnknown(p)
 	l.installing = true
 	l.apply.push(applyItem{m: m, staged: &s})

@@ -7,9 +7,9 @@ import "go.etcd.io/raft/v3/raftpb"
 //
 //   - an append without entries, which only carries a commit index, before another append to the same member;
 //   - an acknowledgement of entries before one of more entries;
-//   - a heartbeat, or the answer to one, before another: the context counts the reads up to which it asks, or answers.
+//   - a heartbeat, or the answer to one, before another: the context is the number of a question, and those go up.
 //
-// A busy leader commits, takes proposals and confirms reads in one round of the loop, and raft says each thing by itself.
+// A busy leader commits and takes proposals in one round of the loop, and raft says each thing by itself.
 func thin(ms []*raftpb.Message) []*raftpb.Message {
 	kept := ms[:0]
 	for i, m := range ms {
