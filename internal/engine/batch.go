@@ -29,7 +29,7 @@ func (b *Batch) Get(key []byte) ([]byte, bool, error) {
 	if err := b.index(); err != nil {
 		return nil, false, err
 	}
-	return get(b.b, key)
+	return get(b.gate, b.b, key)
 }
 
 // NewIter implements Reader. The iterator does not see writes made after it.

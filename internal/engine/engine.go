@@ -72,7 +72,13 @@ func Open(o Options) (*Engine, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	e := &Engine{fs: o.FS, dir: o.Dir, logger: o.Logger, gate: newGate(), flushed: make(chan struct{}, 1), stop: make(chan struct{})}
+	e := &Engine{fs: o.FS, dir: o.Dir, logger: o.Logger, flushed: make(chan struct{}, 1), stop: make(chan struct{})}
+	e.gate = newGate(func(err error) {
+		e.logger.Error("the state is damaged", "dir", e.dir, "error", err)
+		if o.OnError != nil {
+			o.OnError(fmt.Errorf("the state in %s is damaged: %w", e.dir, err))
+		}
+	})
 	db, err := pebble.Open(o.Dir, e.pebbleOptions(o))
 	if err != nil {
 		return nil, fmt.Errorf("open state in %s: %w", o.Dir, err)
@@ -150,6 +156,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 			if n := failures.Add(1); n&(n-1) == 0 {
 				e.logger.Error("background work on the state failed", "dir", e.dir, "error", err, "failures-in-a-row", n)
 			}
+			_ = e.gate.read(err) // files of values are rewritten in the background
 			if last := flushFailure.Load(); onError != nil && last != nil && errors.Is(err, *last) {
 				onError(fmt.Errorf("write the state in %s: %w", e.dir, err))
 			}
@@ -202,7 +209,7 @@ func (e *Engine) Get(key []byte) (value []byte, found bool, err error) {
 		return nil, false, err
 	}
 	defer e.gate.leave()
-	return get(e.db, key)
+	return get(e.gate, e.db, key)
 }
 
 // NewIter returns an iterator over lower ≤ row < upper of what is committed now. It must be closed; while it is open the

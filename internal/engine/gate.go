@@ -3,6 +3,8 @@ package engine
 import (
 	"errors"
 	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
 )
 
 // ErrClosed is returned for what begins after Close was called.
@@ -14,9 +16,19 @@ type gate struct {
 	inside  atomic.Int64
 	closing atomic.Bool
 	left    chan struct{} // capacity 1: somebody has left while the gate was closing
+	damaged func(error)   // is told of damage that a read has met
 }
 
-func newGate() *gate { return &gate{left: make(chan struct{}, 1)} }
+func newGate(damaged func(error)) *gate { return &gate{left: make(chan struct{}, 1), damaged: damaged} }
+
+// read returns err, which a read ended with, and tells of it if it is damage: Pebble tells of damaged tables by itself, and not of
+// files of values.
+func (g *gate) read(err error) error {
+	if err != nil && pebble.IsCorruptionError(err) {
+		g.damaged(err)
+	}
+	return err
+}
 
 // enter must be followed by leave, unless it returns an error.
 func (g *gate) enter() error {

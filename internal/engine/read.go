@@ -18,16 +18,16 @@ type Reader interface {
 	NewLookup() (*Iter, error)
 }
 
-func get(r pebble.Reader, key []byte) ([]byte, bool, error) {
+func get(g *gate, r pebble.Reader, key []byte) ([]byte, bool, error) {
 	v, closer, err := r.Get(key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("read row %x: %w", key, err)
+		return nil, false, fmt.Errorf("read row %x: %w", key, g.read(err))
 	}
 	value := append(make([]byte, 0, len(v)), v...)
-	return value, true, closer.Close()
+	return value, true, g.read(closer.Close())
 }
 
 func newIter(g *gate, r pebble.Reader, o *pebble.IterOptions) (*Iter, error) {
@@ -93,12 +93,12 @@ func (i *Iter) ValueLen() int {
 }
 
 // Err returns the error that ended the walk, if it was not the end.
-func (i *Iter) Err() error { return i.it.Error() }
+func (i *Iter) Err() error { return i.gate.read(i.it.Error()) }
 
 // Close releases the iterator and returns Err.
 func (i *Iter) Close() error {
 	defer i.gate.leave()
-	return i.it.Close()
+	return i.gate.read(i.it.Close())
 }
 
 // Clone returns another iterator over the same moment, with other bounds. It must be closed.

@@ -21,7 +21,7 @@ func (e *Engine) NewSnapshot() (*Snapshot, error) {
 }
 
 // Get implements Reader.
-func (s *Snapshot) Get(key []byte) ([]byte, bool, error) { return get(s.s, key) }
+func (s *Snapshot) Get(key []byte) ([]byte, bool, error) { return get(s.gate, s.s, key) }
 
 // NewIter implements Reader.
 func (s *Snapshot) NewIter(lower, upper []byte) (*Iter, error) {

@@ -110,7 +110,7 @@ func TestTablesOfOlderStates(t *testing.T) {
 	fsys := vfs.NewMem()
 	options := Options{FS: fsys, Dir: "state", Logger: slog.New(slog.DiscardHandler)}
 	random := rand.New(rand.NewPCG(1, 1))
-	old := &Engine{fs: fsys, logger: options.Logger, gate: newGate(), flushed: make(chan struct{}, 1)}
+	old := &Engine{fs: fsys, logger: options.Logger, gate: newGate(nil), flushed: make(chan struct{}, 1)}
 	p := old.pebbleOptions(options)
 	p.Experimental.SpanPolicyFunc = nil
 	var err error

@@ -2,8 +2,10 @@ package engine
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,4 +146,60 @@ func TestLargeValues(t *testing.T) {
 	gone(1, 0, rows)
 	within("half empty", all/8, all*5/8)
 	read(2)
+}
+
+// Damage in a file of values is told, as that in a table is: to who reads it, and to the owner.
+func TestDamagedValue(t *testing.T) {
+	var told error
+	o := Options{FS: vfs.NewMem(), Dir: "state", OnError: func(err error) { told = err }}
+	e, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { e.Close() }()
+	key := AppendVersion(nil, []byte("key"), kv.Revision{Main: 1})
+	b := e.NewBatch()
+	defer b.Close()
+	if _, err := b.SetLive(key, kv.KeyValue{CreateRevision: 1, Value: make([]byte, largeValue)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(b.Commit(), e.Flush()); err != nil {
+		t.Fatal(err)
+	}
+	names, err := o.FS.List("state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if strings.HasSuffix(name, ".blob") {
+			f, err := o.FS.OpenReadWrite(o.FS.PathJoin("state", name), vfs.WriteCategoryUnspecified)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("spoiled"), 100); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	got := func(how string, err error) {
+		t.Helper()
+		if !IsDamage(err) || !IsDamage(told) {
+			t.Errorf("%s: %v, and the owner is told %v", how, err, told)
+		}
+		told = nil
+	}
+	_, _, err = e.Get(key)
+	got("get", err)
+	it, err := e.NewIter(VersionBounds(kv.Range{Key: []byte("key")}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !it.First() || it.Value() != nil {
+		t.Error("there is a value")
+	}
+	got("iterator", it.Err())
+	got("iterator at its end", it.Close())
 }
