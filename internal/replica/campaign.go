@@ -132,6 +132,9 @@ func (l *loop) peerChanged(e peerEvent) {
 	switch e.kind {
 	case peerUp:
 		delete(l.gone, e.id)
+		if l.state == raft.StateLeader { // it may have started: it learns at once who leads, and this member how far it is
+			l.c.Transport.Send([]*raftpb.Message{{Type: raftpb.MsgHeartbeat.Enum(), To: new(e.id), From: new(l.c.ID), Term: new(l.term)}})
+		}
 		if e.id == l.lead {
 			l.resend(true)
 		}

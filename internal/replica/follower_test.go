@@ -154,6 +154,24 @@ func TestLeaderTakesForeign(t *testing.T) {
 	})
 }
 
+// TestLeaderSpeaksFirst: a member whose connection comes up may have started: it hears of the leader before the next tick.
+func TestLeaderSpeaksFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := startLone(t)
+		l.heartbeat(3, 1, 0)
+		l.r.PeerUp(2)
+		if ms := l.take(raftpb.MsgHeartbeat); len(ms) != 0 {
+			t.Errorf("a follower sent %v", ms)
+		}
+		term := l.lead()
+		l.take(raftpb.MsgHeartbeat)
+		l.r.PeerUp(2)
+		if m := l.one(raftpb.MsgHeartbeat); m.GetTo() != 2 || m.GetTerm() != term {
+			t.Errorf("sent %v", m)
+		}
+	})
+}
+
 // TestNonsenseFromPeers: messages that arrive whole and that no member of this version sends. Raft would panic on them;
 // a change of the members that cannot be read would, once it is in the log, stop every member for good.
 func TestNonsenseFromPeers(t *testing.T) {

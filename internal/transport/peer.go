@@ -81,6 +81,16 @@ func (p *peer) says(addrs []string) {
 	}
 }
 
+// there says that the peer was heard of: whoever waits to dial it again does so now.
+func (p *peer) there() {
+	for _, s := range []*stream{p.small, p.append} {
+		select {
+		case s.again <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // dialled are the addresses to dial, in order.
 func (p *peer) dialled() []string {
 	p.mu.Lock()
@@ -131,6 +141,7 @@ func (t *Transport) handler() Handler {
 }
 
 func (p *peer) connected(version string) {
+	p.there()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refused, p.gone, p.lastWarn = false, false, ""
@@ -181,9 +192,10 @@ func hex(id uint64) string { return fmt.Sprintf("%x", id) }
 
 // stream is one direction of messages to one peer.
 type stream struct {
-	p    *peer
-	kind byte
-	wake chan struct{} // 1: something is queued
+	p     *peer
+	kind  byte
+	wake  chan struct{} // 1: something is queued
+	again chan struct{} // 1: the peer is there
 
 	mu     sync.Mutex
 	up     bool
@@ -200,7 +212,7 @@ type call struct {
 }
 
 func newStream(p *peer, kind byte) *stream {
-	return &stream{p: p, kind: kind, wake: make(chan struct{}, 1)}
+	return &stream{p: p, kind: kind, wake: make(chan struct{}, 1), again: make(chan struct{}, 1)}
 }
 
 func (s *stream) enqueue(m *raftpb.Message) bool {
@@ -226,7 +238,8 @@ func (s *stream) nudge() {
 	}
 }
 
-// run keeps the stream connected until its peer is removed or the transport closed.
+// run keeps the stream connected until its peer is removed or the transport closed. It dials at growing intervals, and at once
+// when the peer shows that it is there: when it dials this member, or the other stream has reached it.
 func (s *stream) run() {
 	const first, last = 20 * time.Millisecond, 500 * time.Millisecond
 	backoff := first
@@ -240,10 +253,15 @@ func (s *stream) run() {
 					s.p.t.h.Removed(s.p.id)
 				}
 			}
-			if !sleep(s.p.ctx, backoff) {
-				return
+			wait := time.NewTimer(backoff)
+			select {
+			case <-wait.C:
+				backoff = min(2*backoff, last)
+			case <-s.again:
+				backoff = first
+			case <-s.p.ctx.Done():
 			}
-			backoff = min(2*backoff, last)
+			wait.Stop()
 			continue
 		}
 		backoff = first

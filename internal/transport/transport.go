@@ -289,6 +289,7 @@ func (t *Transport) verdictOn(h hello) (verdict byte, refusal string) {
 	}
 	if p := t.peers[h.from]; p != nil {
 		p.says(h.addrs)
+		p.there()
 		return verdictWelcome, ""
 	}
 	if !t.closed && len(h.addrs) > 0 && t.guests < maxGuests {

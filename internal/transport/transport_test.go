@@ -254,7 +254,7 @@ func TestLifeOfAConnection(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 		want(t, "peer died", a.heard(), "down 2 gone=false, down 2 gone=true")
 		b = startPeer(t, p, 2, nil)
-		time.Sleep(time.Second)
+		time.Sleep(1100 * time.Millisecond) // between two pings
 		want(t, "peer back", a.heard(), "up 2")
 
 		// From now on nothing answers, and what is connected falls silent.
@@ -265,6 +265,21 @@ func TestLifeOfAConnection(t *testing.T) {
 		time.Sleep(time.Minute)
 		want(t, "peer silent", a.heard(), "down 2 gone=false")
 		b.Close()
+	})
+}
+
+// TestFoundAtOnce: a peer that was away for long, so that it is dialled seldom, is dialled as soon as it dials itself.
+func TestFoundAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		p := newPipes()
+		a := startPeer(t, p, 1, nil)
+		defer a.Close()
+		time.Sleep(10 * time.Second)
+		a.heard()
+		b := startPeer(t, p, 2, nil)
+		defer b.Close()
+		synctest.Wait() // no time passes
+		want(t, "peer started", a.heard(), "up 2")
 	})
 }
 
