@@ -11,7 +11,9 @@ import (
 )
 
 // What members say to each other about reads. The messages are raft's, and raft never sees them, but for probes that find a
-// member in another standing. Each carries the term of its sender's standing and a number, as context.
+// member in another standing. Each carries the term of its sender's standing and a number, where raft has its own: questions and
+// answers as the data of an entry, the others as context. So members of versions that leave reads to raft understand them, and
+// are understood: their questions name no term.
 //
 //	MsgHeartbeat      the leader, to voters: is this still your term, and I your leader?
 //	MsgHeartbeatResp  it was when I had your message
@@ -136,7 +138,9 @@ func (r *Replica) questionLocked(voters int) []*raftpb.Message {
 	context := binary.LittleEndian.AppendUint64(make([]byte, 0, 16), r.c.Origin)
 	context = binary.LittleEndian.AppendUint64(context, q.seq)
 	if !q.at.ready {
-		return []*raftpb.Message{r.about(raftpb.MsgReadIndex, q.at.lead, context)}
+		m := r.about(raftpb.MsgReadIndex, q.at.lead, nil)
+		m.Entries = []*raftpb.Entry{{Data: context}}
+		return []*raftpb.Message{m}
 	}
 	ms := make([]*raftpb.Message, 0, voters)
 	for _, id := range q.at.others[:voters] {
@@ -159,17 +163,17 @@ func (r *Replica) settleLocked() (answers []*raftpb.Message) {
 	confirmed := uint64(q.at.voters.CommittedIndex(&q.acks))
 	for len(q.asked) > 0 && q.asked[0].seq <= confirmed {
 		commit := q.asked[0].commit
-		for id, context := range q.asked[0].guests {
-			answers = append(answers, r.answer(id, context, commit))
+		for id, question := range q.asked[0].guests {
+			answers = append(answers, r.answer(id, question, commit))
 		}
 		r.serveLocked(commit)
 	}
 	return answers
 }
 
-func (r *Replica) answer(to uint64, context []byte, commit uint64) *raftpb.Message {
-	m := r.about(raftpb.MsgReadIndexResp, to, context)
-	m.Index = new(commit)
+func (r *Replica) answer(to uint64, question []*raftpb.Entry, commit uint64) *raftpb.Message {
+	m := r.about(raftpb.MsgReadIndexResp, to, nil)
+	m.Index, m.Entries = new(commit), question
 	return m
 }
 
@@ -239,23 +243,27 @@ func (r *Replica) hearYes(m *raftpb.Message) ([]*raftpb.Message, bool) {
 func (r *Replica) hearQuestion(m *raftpb.Message) ([]*raftpb.Message, bool) {
 	q := &r.reads
 	from := m.GetFrom()
-	if len(m.Context) != 16 || q.at.lead != r.c.ID || m.GetTerm() != q.at.term || from == r.c.ID {
+	knows := m.GetTerm() == q.at.term
+	if len(m.Entries) != 1 || q.at.lead != r.c.ID || !knows && m.GetTerm() != 0 || from == r.c.ID {
 		return nil, true
 	}
-	if q.at.ready && q.at.voters.VoteResult(map[uint64]bool{r.c.ID: true, from: true}) == quorum.VoteWon {
-		return []*raftpb.Message{r.answer(from, m.Context, r.view.commit.Load())}, true
+	if knows && q.at.ready && q.at.voters.VoteResult(map[uint64]bool{r.c.ID: true, from: true}) == quorum.VoteWon {
+		return []*raftpb.Message{r.answer(from, m.Entries, r.view.commit.Load())}, true
 	}
 	rd, _ := q.joinLocked()
 	if rd.guests == nil {
-		rd.guests = map[uint64][]byte{}
+		rd.guests = map[uint64][]*raftpb.Entry{}
 	}
-	rd.guests[from] = m.Context
+	rd.guests[from] = m.Entries
 	return r.askLocked(), true
 }
 
 func (r *Replica) hearAnswer(m *raftpb.Message) ([]*raftpb.Message, bool) {
 	q := &r.reads
-	seq, ok := r.own(m.Context)
+	if len(m.Entries) != 1 {
+		return nil, true
+	}
+	seq, ok := r.own(m.Entries[0].GetData())
 	if !ok {
 		return nil, true
 	}

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
@@ -46,7 +48,7 @@ type reads struct {
 // round is a group of reads that share one answer.
 type round struct {
 	readers   int
-	guests    map[uint64][]byte // followers whose questions joined, with the context of the newest; nil: none
+	guests    map[uint64][]*raftpb.Entry // followers whose questions joined, with what names the newest; nil: none
 	index     uint64
 	confirmed chan struct{} // closed when index is set
 	applied   chan struct{} // closed when the state machine has applied index
