@@ -40,7 +40,7 @@ type Options struct {
 	// call the Engine but must not Close it.
 	OnFlush func(durableApplied uint64)
 	// OnError is told when a flush failed (the disk is full, say), or when a block is found damaged. After the first the
-	// engine tries again and again, and meanwhile memory fills up until writers wait; after the second, reads of that block
+	// engine tries again and again, at least once a second, and meanwhile memory fills up until writers wait; after the second, reads of that block
 	// fail. So the owner should not go on for long. It must not block and must not call the Engine.
 	OnError func(error)
 	// Fatal is told when the engine can neither go on nor return (its manifest cannot be written, say). It must end the
@@ -105,8 +105,9 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	if o.CacheBytes <= 0 {
 		o.CacheBytes = DefaultCacheBytes
 	}
+	failures := &pauses{stop: e.stop}
 	p := &pebble.Options{
-		FS:               gatherFS{o.FS},
+		FS:               gatherFS{pauseFS{o.FS, failures}},
 		ReadOnly:         o.ReadOnly,
 		ErrorIfNotExists: o.MustExist || o.ReadOnly,
 		Comparer:         newComparer(),
@@ -131,9 +132,8 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	// FlushEnd has an error also for a flush that had nothing to write; BackgroundError is called for real ones, but for
 	// those of compactions too. What both were told is a flush that failed.
 	var flushFailure atomic.Pointer[error]
-	var failures atomic.Uint64 // in a row, of flushes and compactions, since a flush ended well
 	p.EventListener = &pebble.EventListener{
-		// Both are called with Pebble's lock held: they only note and nudge.
+		// All are called with Pebble's lock held: they only note and nudge.
 		FlushBegin: func(pebble.FlushInfo) {
 			e.sizes.written.begin()
 			e.sizes.dropped.begin()
@@ -142,7 +142,7 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 			if flushFailure.Store(&i.Err); i.Err != nil {
 				return
 			}
-			failures.Store(0)
+			failures.ended()
 			e.sizes.written.end()
 			e.sizes.dropped.end()
 			select {
@@ -150,10 +150,15 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 			default:
 			}
 		},
+		CompactionEnd: func(i pebble.CompactionInfo) {
+			if i.Err == nil {
+				failures.ended()
+			}
+		},
 		BackgroundError: func(err error) {
-			// Pebble tries again at once, thousands of times in a second, and the log may be on the same full disk: it is
-			// told of the first failure, the second, the fourth, the eighth and so on.
-			if n := failures.Add(1); n&(n-1) == 0 {
+			// Pebble tries again after each pause, and the log may be on the same disk: it is told of the first failure, the
+			// second, the fourth, the eighth and so on.
+			if n := failures.failed(); n&(n-1) == 0 {
 				e.logger.Error("background work on the state failed", "dir", e.dir, "error", err, "failures-in-a-row", n)
 			}
 			_ = e.gate.read(err) // files of values are rewritten in the background

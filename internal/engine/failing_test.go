@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -24,9 +25,13 @@ func (l *lines) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// A disk that fails is tried again at once and without end, and the log is not flooded with that. The state is written
+// A disk that fails is tried again after a pause and without end, and the log is not flooded with that. The state is written
 // when the disk works again.
 func TestFailingDiskDoesNotFloodTheLog(t *testing.T) {
+	synctest.Test(t, testFailingDiskDoesNotFloodTheLog)
+}
+
+func testFailingDiskDoesNotFloodTheLog(t *testing.T) {
 	fs := vfs.NewMem()
 	const tries = 2000
 	var log lines

@@ -18,10 +18,14 @@ func (f gatherFS) Unwrap() vfs.FS { return f.FS }
 
 func (f gatherFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	file, err := f.FS.Create(name, c)
-	if err != nil || !strings.HasSuffix(name, ".sst") && !strings.HasSuffix(name, ".blob") {
+	if err != nil || !isTable(name) {
 		return file, err
 	}
 	return &gatherFile{File: file, piece: make([]byte, 0, gatherBytes)}, nil
+}
+
+func isTable(name string) bool {
+	return strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")
 }
 
 // gatherFile is a table that is being written, from its beginning to its end; who reads it opens it anew. What was not
