@@ -128,11 +128,16 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	}
 	p.Experimental.FileCacheShards = 2
 	e.shape(p)
-	onError := o.OnError
+	p.EventListener = e.listener(o.OnError, failures)
+	return p
+}
+
+// listener passes on what Pebble tells of its work in the background.
+func (e *Engine) listener(onError func(error), failures *pauses) *pebble.EventListener {
 	// FlushEnd has an error also for a flush that had nothing to write; BackgroundError is called for real ones, but for
 	// those of compactions too. What both were told is a flush that failed.
 	var flushFailure atomic.Pointer[error]
-	p.EventListener = &pebble.EventListener{
+	return &pebble.EventListener{
 		// All are called with Pebble's lock held: they only note and nudge.
 		FlushBegin: func(pebble.FlushInfo) {
 			e.sizes.written.begin()
@@ -177,7 +182,6 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 			e.logger.Warn("writes wait for the state to be flushed", "dir", e.dir, "reason", i.Reason)
 		},
 	}
-	return p
 }
 
 // tellFlushes runs until Close.
