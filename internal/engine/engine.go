@@ -40,8 +40,8 @@ type Options struct {
 	// call the Engine but must not Close it.
 	OnFlush func(durableApplied uint64)
 	// OnError is told when a flush failed (the disk is full, say), or when a block is found damaged. After the first the
-	// engine tries again and again, at least once a second, and meanwhile memory fills up until writers wait; after the second, reads of that block
-	// fail. So the owner should not go on for long. It must not block and must not call the Engine.
+	// engine tries again and again, at least once a second, and meanwhile memory fills up until writers wait; after the
+	// second, reads of that block fail. So the owner should not go on for long. It must not block and must not call the Engine.
 	OnError func(error)
 	// Fatal is told when the engine can neither go on nor return (its manifest cannot be written, say). It must end the
 	// process; where it does not, or is nil, the engine panics.

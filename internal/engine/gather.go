@@ -18,13 +18,14 @@ func (f gatherFS) Unwrap() vfs.FS { return f.FS }
 
 func (f gatherFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	file, err := f.FS.Create(name, c)
-	if err != nil || !isTable(name) {
+	if err != nil || !IsTable(name) {
 		return file, err
 	}
 	return &gatherFile{File: file, piece: make([]byte, 0, gatherBytes)}, nil
 }
 
-func isTable(name string) bool {
+// IsTable reports whether a file of the engine is written once, from its beginning to its end: one of rows or of large values.
+func IsTable(name string) bool {
 	return strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")
 }
 

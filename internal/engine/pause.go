@@ -64,7 +64,7 @@ type pauseFS struct {
 func (f pauseFS) Unwrap() vfs.FS { return f.FS }
 
 func (f pauseFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
-	if isTable(name) {
+	if IsTable(name) {
 		f.pauses.wait()
 	}
 	return f.FS.Create(name, c)

@@ -19,7 +19,7 @@ func failingTables(t *testing.T, mem vfs.FS) (e *Engine, broken *atomic.Bool, tr
 	t.Helper()
 	broken, tries = new(atomic.Bool), new(atomic.Int64)
 	fsys := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
-		if !broken.Load() || !isTable(op.Path) || op.Kind != errorfs.OpFileWrite {
+		if !broken.Load() || !IsTable(op.Path) || op.Kind != errorfs.OpFileWrite {
 			return nil
 		}
 		if tries.Add(1) == manyTries {

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/raftlog"
 )
 
@@ -129,7 +129,7 @@ func (f roomFS) file(open func() (vfs.File, error), unsynced *unsynced) (file vf
 
 func (f roomFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
 	var u *unsynced
-	if !isTable(name) {
+	if !engine.IsTable(name) {
 		u = &unsynced{}
 	}
 	return f.file(func() (vfs.File, error) { return f.FS.Create(name, c) }, u)
@@ -178,10 +178,6 @@ type roomFile struct {
 type unsynced struct {
 	from  int64
 	bytes []byte
-}
-
-func isTable(name string) bool {
-	return strings.HasSuffix(name, ".sst") || strings.HasSuffix(name, ".blob")
 }
 
 // Write writes all of p, in as many parts as the disk makes of it.
