@@ -6,8 +6,8 @@
 // log and of the state machine, ticks, commands) before it asks raft what to do next, and never waits for a disk, the
 // network or the state machine: writes go to the log's own goroutine, committed entries to the apply goroutine, snapshots
 // are made and installed elsewhere. So a leader's heartbeats keep their pace on a slow disk. Reads go past the loop: it
-// publishes where the member stands, and they are confirmed by that (question.go). (Entries older than the log's in-memory tail are read from the disk by the loop: only a follower far
-// behind needs them.)
+// publishes where the member stands, and they are confirmed by that (question.go). (Entries older than the log's in-memory
+// tail are read from the disk by the loop: only a follower far behind needs them.)
 //
 // What it promises:
 //

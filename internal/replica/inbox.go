@@ -10,8 +10,9 @@ import (
 // inbox is everything that waits for the loop. Producers append under the lock and nudge; the loop takes all at once.
 //
 // Bounds: messages by MaxInboxBytes; snapshots by maxStaged; proposals by MaxQueuedProposals and MaxQueuedBytes (counted
-// in Replica.pending, since they stay bounded after they left the inbox); answers by what raft has under way with the log and the state machine; peer events by the number of peers; controls by their callers, who
-// wait, and by one for each checkpoint under way.
+// in Replica.pending, since they stay bounded after they left the inbox); answers by what raft has under way with the log
+// and the state machine; peer events by the number of peers; controls by their callers, who wait, and by one for each
+// checkpoint under way.
 type inbox struct {
 	wake chan struct{} // capacity 1: something waits
 

@@ -281,7 +281,7 @@ func (l *loop) stand() {
 		clear(q.acks.seq)
 		q.dropGuests()
 	}
-	q.at = standing{term: l.term, lead: l.lead, ready: l.state == raft.StateLeader && l.agreed == l.term, voters: votersOf(l.confState)}
+	q.at = standing{term: l.term, lead: l.lead, ready: l.state == raft.StateLeader && l.agreed == l.term, voters: l.rn.Status().Config.Voters}
 	for id := range q.at.voters.IDs() {
 		if id != l.c.ID {
 			q.at.others = append(q.at.others, id)
@@ -361,15 +361,4 @@ func (l *loop) askAnew(peer uint64, up bool) {
 	}
 	q.mu.Unlock()
 	l.say(ms)
-}
-
-func votersOf(cs *raftpb.ConfState) quorum.JointConfig {
-	set := func(ids []uint64) quorum.MajorityConfig {
-		m := quorum.MajorityConfig{}
-		for _, id := range ids {
-			m[id] = struct{}{}
-		}
-		return m
-	}
-	return quorum.JointConfig{set(cs.GetVoters()), set(cs.GetVotersOutgoing())}
 }
