@@ -129,6 +129,7 @@ func (c *campaign) leaderKnown(gone bool) {
 // peerChanged hears what the transport says of a peer.
 func (l *loop) peerChanged(e peerEvent) {
 	l.askAnew(e.id, e.kind == peerUp)
+	l.acked = acknowledged{} // what was on its way may be lost
 	switch e.kind {
 	case peerUp:
 		delete(l.gone, e.id)

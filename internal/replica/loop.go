@@ -42,6 +42,7 @@ type loop struct {
 	durable uint64
 	cut     uint64
 	writes  outstanding
+	acked   acknowledged
 
 	// Leaders that died.
 	gone    map[uint64]bool          // peers whose process has ended
@@ -169,6 +170,7 @@ func (l *loop) tick() {
 	l.noteStill(now)
 	l.ticked = now
 	l.ticks++
+	l.acked = acknowledged{}
 	l.queue.blocked = false
 	if l.lead != 0 || l.campaign.at == nil { // else the attempts that are planned take the place of raft's timer
 		l.rn.Tick()
@@ -299,7 +301,7 @@ func (l *loop) write(m *raftpb.Message, reset *Position) {
 			}
 		}
 	}
-	responses := thin(m.Responses)
+	responses := l.acked.news(thin(m.Responses))
 	if !w.Sync && l.writes.idle() {
 		l.respond(responses) // what they acknowledge is durable already
 		return

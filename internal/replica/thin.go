@@ -1,6 +1,10 @@
 package replica
 
-import "go.etcd.io/raft/v3/raftpb"
+import (
+	"slices"
+
+	"go.etcd.io/raft/v3/raftpb"
+)
 
 // thin takes out of messages that leave together those that a later one makes needless. Leaving a message out is to raft
 // as if it was lost; here it is one whose effect the later message has too:
@@ -56,4 +60,23 @@ func needless(m *raftpb.Message, later []*raftpb.Message) bool {
 		}
 	}
 	return false
+}
+
+// acknowledged is the newest acknowledgement of entries that was sent to a leader, or that waits for the log to be sent. To a leader
+// that has it another for no more entries says nothing, and each commit index that comes alone asks for one. It is forgotten
+// with each tick, because acknowledgements may be lost: a leader that misses one asks again, at the latest when its heartbeat is answered.
+type acknowledged struct{ to, term, index uint64 }
+
+// news leaves out of the responses to a write the acknowledgements that say nothing new, and remembers the newest.
+func (a *acknowledged) news(ms []*raftpb.Message) []*raftpb.Message {
+	return slices.DeleteFunc(ms, func(m *raftpb.Message) bool {
+		if m.GetType() != raftpb.MsgAppResp || m.GetReject() || m.GetTo() == m.GetFrom() {
+			return false
+		}
+		if a.to == m.GetTo() && a.term == m.GetTerm() && a.index >= m.GetIndex() {
+			return true
+		}
+		*a = acknowledged{m.GetTo(), m.GetTerm(), m.GetIndex()}
+		return false
+	})
 }
