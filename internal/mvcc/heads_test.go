@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/trivet-kv/trivet/internal/engine"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
@@ -160,4 +161,25 @@ func (w *world) headsNow() map[string]kv.KeyValue {
 		heads[string(pair.Key)] = pair
 	}
 	return heads
+}
+
+// A store that was never flushed has nothing durable, and the cache has all that was written: new keys are looked for where there
+// is nothing, not in the memtable.
+func TestHeadsOfAFreshStore(t *testing.T) {
+	w := newWorld(t, 1, 1)
+	defer w.close()
+	for i := range 3 {
+		b := w.e.NewBatch()
+		wr := w.s.NewWriter(b)
+		txn := wr.Begin()
+		_, err := txn.Put(fmt.Appendf(nil, "%d", i), nil, 0)
+		w.check(err, "put")
+		txn.End()
+		if wr.heads == nil || wr.heads.SeekPrefix(engine.MetaRevision()) {
+			t.Fatal("a new key was looked for among what is not durable")
+		}
+		_, err = wr.Publish()
+		w.check(err, "publish")
+		w.check(b.Close(), "close")
+	}
 }

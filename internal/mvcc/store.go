@@ -53,7 +53,7 @@ func Open(e *engine.Engine, o Options) (*Store, error) {
 	if o.HeadCacheBytes <= 0 {
 		o.HeadCacheBytes = defaultHeadSize
 	}
-	s := &Store{e: e}
+	s := &Store{e: e, durable: firstRevision} // also before the first flush: an empty state is at that
 	format, found, err := readNumber(e, engine.MetaFormat())
 	if err != nil {
 		return nil, err
