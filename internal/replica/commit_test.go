@@ -140,8 +140,7 @@ func TestAcknowledgedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		commit := func(from, term, index uint64) []*raftpb.Message {
-			l.r.Receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(from), To: new(uint64(1)), Term: new(term),
-				Index: new(index), LogTerm: new(uint64(1)), Commit: new(index)})
+			l.appendEntries(from, term, Position{index, 1})
 			return l.take(raftpb.MsgAppResp)
 		}
 		l.appendOne(2, 1, "a")
@@ -167,8 +166,7 @@ func TestAcknowledgedOnce(t *testing.T) {
 		if ms := commit(3, 2, 3); len(ms) != 1 || ms[0].GetTo() != 3 || ms[0].GetTerm() != 2 {
 			t.Errorf("another leader was answered with %v", ms)
 		}
-		l.r.Receive(&raftpb.Message{Type: raftpb.MsgApp.Enum(), From: new(uint64(3)), To: new(uint64(1)), Term: new(uint64(2)),
-			Index: new(uint64(9)), LogTerm: new(uint64(2)), Commit: new(uint64(3))})
+		l.appendEntries(3, 2, Position{9, 2})
 		if m := l.one(raftpb.MsgAppResp); !m.GetReject() {
 			t.Errorf("an append behind a gap was answered with %v", m)
 		}
