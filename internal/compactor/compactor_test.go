@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // fakeStore has so many rows to delete for each revision.
@@ -85,7 +87,7 @@ func closed(c <-chan struct{}) bool {
 // TestDriver: what is left from before goes first; a channel closes when the rows are gone and not before; rests are as
 // long as steps; a failure is tried again.
 func TestDriver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := &fakeStore{compact: 7, rows: 2500, takes: 10 * time.Millisecond}
 		var ends []int64
 		d := Start(Options{Store: s, OnDone: func(rev int64, took time.Duration) { ends = append(ends, rev, took.Milliseconds()) }})
@@ -125,7 +127,7 @@ func TestDriver(t *testing.T) {
 
 // TestReset: when Reset returns, the store before is left alone; who waits is served by the new one.
 func TestReset(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		old := &fakeStore{compact: 5, rows: 5000, takes: time.Hour}
 		d := Start(Options{Store: old})
 		defer d.Stop()
@@ -156,7 +158,7 @@ func TestReset(t *testing.T) {
 
 // TestStop: a step under way is ended; channels stay open.
 func TestStop(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := &fakeStore{compact: 5, rows: 1, takes: time.Hour}
 		d := Start(Options{Store: s})
 		done := d.Done(5)
@@ -172,7 +174,7 @@ func TestStop(t *testing.T) {
 // TestRandom compacts, waits and replaces at random: no channel closes early, all close in the end.
 func TestRandom(t *testing.T) {
 	for seed := range uint64(20) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(seed, 1))
 			s := &fakeStore{takes: time.Millisecond}
 			d := Start(Options{Store: s, Limit: 10, Retry: time.Second})
@@ -208,7 +210,7 @@ func TestRandom(t *testing.T) {
 
 // TestNothingToDo: a start where no compaction is under way is none; one that finds nothing to delete is.
 func TestNothingToDo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := &fakeStore{compact: 7}
 		var ends []int64
 		steps := 0

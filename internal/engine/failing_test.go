@@ -5,9 +5,10 @@ import (
 	"log/slog"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // lines counts what is logged as an error.
@@ -28,7 +29,7 @@ func (l *lines) Handle(_ context.Context, r slog.Record) error {
 // A disk that fails is tried again after a pause and without end, and the log is not flooded with that. The state is written
 // when the disk works again.
 func TestFailingDiskDoesNotFloodTheLog(t *testing.T) {
-	synctest.Test(t, testFailingDiskDoesNotFloodTheLog)
+	bubble.Test(t, testFailingDiskDoesNotFloodTheLog)
 }
 
 func testFailingDiskDoesNotFloodTheLog(t *testing.T) {

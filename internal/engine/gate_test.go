@@ -8,11 +8,13 @@ import (
 	"testing/synctest"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // Close waits for a read that is under way, and refuses those that begin after it.
 func TestCloseWaitsForReaders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e, err := Open(Options{FS: vfs.NewMem(), Dir: "state"})
 		if err != nil {
 			t.Fatal(err)
@@ -52,7 +54,7 @@ func TestCloseWaitsForReaders(t *testing.T) {
 
 // A flush that ends while Close waits for a reader is no news, and no error.
 func TestFlushDuringClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		e, err := Open(Options{
 			FS: vfs.NewMem(), Dir: "state", OnFlush: func(uint64) {},

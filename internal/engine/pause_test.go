@@ -9,6 +9,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // enough tries for the test to end without pauses too, where fake time stands still
@@ -45,7 +47,7 @@ func failingTables(t *testing.T, mem vfs.FS) (e *Engine, broken *atomic.Bool, tr
 // Tables that cannot be written are tried at growing pauses, reads go on meanwhile, and when the disk is well again the
 // state is written by itself.
 func TestPauseAfterFailure(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e, broken, tries := failingTables(t, vfs.NewMem())
 		time.Sleep(30*time.Second + time.Millisecond)
 		// 0, 10, 30, 70, 150, 310, 630, 1270 ms, and from there on once a second.
@@ -75,7 +77,7 @@ func TestPauseAfterFailure(t *testing.T) {
 }
 
 func TestCloseEndsPause(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e, _, tries := failingTables(t, vfs.NewMem())
 		time.Sleep(10*time.Second + time.Millisecond)
 		began, before := time.Now(), tries.Load()

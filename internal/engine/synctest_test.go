@@ -8,12 +8,14 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // The engine works inside a bubble of fake time, several times in one process: what the simulation stands on.
 func TestInsideSynctest(t *testing.T) {
 	for round := range 3 {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			began := time.Now()
 			var mu sync.Mutex
 			var told []uint64

@@ -4,11 +4,13 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // The goroutine that worked last is taken first, no more than maxIdle wait, and none is left at the end.
 func TestWorkers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		release := map[*call]chan struct{}{}
 		var order []uint32
 		w := &workers{run: func(k *call) {

@@ -8,9 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -20,7 +20,7 @@ var background = context.Background()
 // inWorld runs a test in a bubble of fake time with a world of some members, of which the first leads.
 func inWorld(t *testing.T, members int, o Options, test func(t *testing.T, w *world)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, members, o)
 		defer w.stop()
 		w.elect(0, 0)
@@ -249,7 +249,7 @@ func TestNotStuck(t *testing.T) {
 // TestStartWaitsForState: a new leader reckons from the state as the terms before it left it, also if this member has
 // yet to apply that: here, the taking back of a checkpoint.
 func TestStartWaitsForState(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, 1, Options{})
 		defer w.stop()
 		w.leases[1] = kv.Lease{ID: 1, TTL: 100, Remaining: 1, Granted: 1}
@@ -393,7 +393,7 @@ func TestNonsenseTTL(t *testing.T) {
 
 // TestSharedConfirm: renewals that come together share rounds, and each waits for one that begins after it.
 func TestSharedConfirm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, 1, Options{})
 		defer w.stop()
 		var rounds atomic.Int64
@@ -433,7 +433,7 @@ func TestMassExpiry(t *testing.T) {
 	if testing.Short() {
 		n = 5000
 	}
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, 1, Options{Revokes: 1000})
 		defer w.stop()
 		for i := range n {
@@ -463,7 +463,7 @@ func TestModel(t *testing.T) {
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { testModel(t, seed) })
+			bubble.Test(t, func(t *testing.T) { testModel(t, seed) })
 		})
 	}
 }

@@ -145,3 +145,20 @@ func TestNoPrintingNoExit(t *testing.T) {
 		})
 	}
 }
+
+// Tests in fake time begin through package bubble, without which the race detector may crash under them.
+func TestFakeTime(t *testing.T) {
+	for _, s := range sources(t) {
+		if s.dir == "internal/bubble" {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if f, ok := n.(*ast.SelectorExpr); ok && f.Sel.Name == "Test" {
+				if x, ok := f.X.(*ast.Ident); ok && x.Name == "synctest" {
+					t.Errorf("%s: call bubble.Test instead of synctest.Test", position(n))
+				}
+			}
+			return true
+		})
+	}
+}

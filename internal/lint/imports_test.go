@@ -43,6 +43,7 @@ server: auth backup command compactor datadir engine fsm kv leader lease member 
 cli: alarm auth backup certs command config datadir engine fsm gateway kv leader lease member metrics proxy raftlog replica rpc server token tracing transport # what people type: the doors in front of a member, and inspect's look into its files
 sim: command engine fsm kv metrics raftlog replica rpc server transport watch # many members in one process
 lint:                                   # reads source only
+bubble:                                 # fake time for tests; knows nobody
 `
 
 // Who may import what from outside: a path (and everything below it), the packages that may, and why.

@@ -16,6 +16,8 @@ import (
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 func memOptions() Options {
@@ -231,7 +233,7 @@ func TestReaderHoldsSegment(t *testing.T) {
 
 // TestDoneInOrder mixes writes that wait for the disk with writes that do not.
 func TestDoneInOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := memOptions()
 		syncs := 0
 		o.OnSync = func(time.Duration) { syncs++ }
@@ -276,7 +278,7 @@ func TestDoneInOrder(t *testing.T) {
 
 // TestSpareAheadOfNeed makes the filler pace itself, then be hurried, then be stopped half way.
 func TestSpareAheadOfNeed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		o := memOptions()
 		o.SegmentBytes = 6 << 20
 		l := mustOpen(t, o)

@@ -8,12 +8,14 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // TestPace: the median is of the last three commits of the last ten seconds, the one under way counts once it makes it longer,
 // and how long the disk has been waited for is told while it is.
 func TestPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var sync atomic.Int64
 		o := memOptions()
 		o.FS = &stepFS{FS: vfs.NewMem(), step: func(op string) error {
@@ -72,7 +74,7 @@ func TestPace(t *testing.T) {
 // TestPaceStoodStill: time in which the process stood still is taken off a commit that is under way and off those that ended, as
 // far as it was theirs.
 func TestPaceStoodStill(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := &Log{}
 		commit := func(took time.Duration) {
 			l.pace.begin()

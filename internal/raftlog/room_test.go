@@ -7,10 +7,11 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // TestFullDisk runs logs on disks that are full again and again, for a few operations of
@@ -19,7 +20,7 @@ import (
 func TestFullDisk(t *testing.T) {
 	from, to := seeds(t, 20, 200)
 	for seed := from; seed < to; seed++ {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			u := newUniverse(t, seed)
 			r := rand.New(rand.NewPCG(seed, 9))
 			var armed atomic.Bool
@@ -59,7 +60,7 @@ func TestFullDisk(t *testing.T) {
 
 // TestCutMakesRoom: a log that waits for room for a new segment uses one that may be cut meanwhile.
 func TestCutMakesRoom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var full atomic.Bool
 		o := memOptions()
 		o.FS = &stepFS{FS: vfs.NewMem(), step: func(op string) error {
@@ -102,7 +103,7 @@ func TestCutMakesRoom(t *testing.T) {
 
 // TestCloseOnFullDisk: a log that waits for room stops waiting when it is closed, and says why.
 func TestCloseOnFullDisk(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var full atomic.Bool
 		o := memOptions()
 		o.FS = &stepFS{FS: vfs.NewMem(), step: func(string) error {
@@ -125,7 +126,7 @@ func TestCloseOnFullDisk(t *testing.T) {
 // nothing is acknowledged or written any more.
 func TestCloseOnHungDisk(t *testing.T) {
 	for _, at := range []string{"syncdata log/", "write log/", "sync log"} { // the last is the folder
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			var hung atomic.Bool
 			var steps atomic.Int64
 			answers := make(chan struct{})

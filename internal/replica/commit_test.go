@@ -7,6 +7,7 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 )
 
@@ -63,7 +64,7 @@ func (l *lone) appendOne(index, commit uint64, data string) {
 
 // TestCommitWaitsForAWrite: a commit index alone is no reason to write. It is stored with the next entries, or with a tick.
 func TestCommitWaitsForAWrite(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.appendOne(2, 1, "a")
 		if m := l.one(raftpb.MsgAppResp); m.GetIndex() != 2 {
@@ -106,7 +107,7 @@ func TestCommitWaitsForAWrite(t *testing.T) {
 
 // TestNothingIsAcknowledgedPastTheLog: an append without entries is acknowledged behind those that the log still writes.
 func TestNothingIsAcknowledgedPastTheLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.r.Stop()
 		slow := &stalledLog{raftLog: l.log, l: l, open: true}
@@ -137,7 +138,7 @@ func TestNothingIsAcknowledgedPastTheLog(t *testing.T) {
 // TestAcknowledgedOnce: what a leader was told it is not told again by each commit index that comes alone, unless it may have
 // missed it: with each tick, and when a connection changes. Another leader, and another term, know nothing.
 func TestAcknowledgedOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		commit := func(from, term, index uint64) []*raftpb.Message {
 			l.appendEntries(from, term, Position{index, 1})

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
@@ -31,7 +31,7 @@ func slowDiskCluster(t *testing.T, voters int) *cluster {
 // TestSlowDisk: a leader hands leadership over when its disk does not keep up with another member's, and keeps it when all
 // disks are as slow.
 func TestSlowDisk(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := slowDiskCluster(t, 3)
 		defer cl.close()
 		cl.must(cl.campaign(1))
@@ -86,7 +86,7 @@ func TestSlowOrHungLeader(t *testing.T) {
 			name = "hung"
 		}
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				cl := slowDiskCluster(t, 3)
 				defer cl.close()
 				cl.must(cl.campaign(1))
@@ -144,7 +144,7 @@ func TestStoodStill(t *testing.T) {
 	for id, name := range map[uint64]string{1: "leader", 3: "follower"} {
 		for _, tick := range []time.Duration{100 * time.Millisecond, time.Second} {
 			t.Run(fmt.Sprint(name, " ", tick), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { standStill(t, id, tick) })
+				bubble.Test(t, func(t *testing.T) { standStill(t, id, tick) })
 			})
 		}
 	}
@@ -194,7 +194,7 @@ func standStill(t *testing.T, id uint64, tick time.Duration) {
 
 // TestHungFollower: the others go on, and the member says of itself that it is stuck, and that it is not any more.
 func TestHungFollower(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := slowDiskCluster(t, 3)
 		defer cl.close()
 		cl.must(cl.campaign(1))
@@ -227,7 +227,7 @@ func TestHungFollower(t *testing.T) {
 
 // TestStalledLeader: a leader whose state machine takes no more hands leadership over, though its log is quick.
 func TestStalledLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := slowDiskCluster(t, 3)
 		defer cl.close()
 		cl.must(cl.campaign(1))
@@ -263,7 +263,7 @@ func (l *pacedLog) Pace() (median, busy time.Duration) { return 0, time.Duration
 // TestSlowMembersStandBack: without a leader a member with a slow disk asks for no votes for five election timeouts, and then
 // does; it gives votes to others all the time.
 func TestSlowMembersStandBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.heartbeat(2, 1, 1)
 		l.r.Stop()
@@ -299,7 +299,7 @@ func TestSlowMembersStandBack(t *testing.T) {
 // votes of the first who stood are durable, keep it, and have another as soon when it is gone.
 func TestElectionOnSlowDisks(t *testing.T) {
 	for seed := range uint64(10) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			cl := newCluster(t, 3, 0, transport.NetworkOptions{Seed: seed, MaxDelay: 20 * time.Millisecond}, Config{SlowDisk: slowDisk})
 			defer cl.close()
 			const d = 3 * time.Second // an election timeout is 1 to 2 s
@@ -334,7 +334,7 @@ func TestFreshStart(t *testing.T) {
 	led := func(cl *cluster) func() bool { return func() bool { return cl.leader(1, 2, 3) != 0 } }
 	for _, d := range []time.Duration{600 * time.Millisecond, 1200 * time.Millisecond, 2 * time.Second} {
 		for seed := range uint64(20) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				cl := newCluster(t, 3, 0, transport.NetworkOptions{Seed: seed, MaxDelay: 20 * time.Millisecond, Loss: 0.2}, config)
 				defer cl.close()
 				for _, m := range cl.members {
@@ -347,7 +347,7 @@ func TestFreshStart(t *testing.T) {
 			})
 		}
 	}
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := newCluster(t, 3, 0, transport.NetworkOptions{MaxDelay: 20 * time.Millisecond}, config)
 		defer cl.close()
 		cl.net.Partition([]uint64{1}, []uint64{2}, []uint64{3})

@@ -9,13 +9,14 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 )
 
 // TestLostIsProposedAgain: a forwarded command is sent again when its leader is certain not to have got it into the log,
 // and only then.
 func TestLostIsProposedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		propose := func(cmd string) {
 			if err := l.r.Propose(t.Context(), []byte(cmd)); err != nil {
@@ -119,7 +120,7 @@ func (l *lone) lead() (term uint64) {
 
 // TestLeaderTakesForeign: a leader appends a forwarded command once, and only if it was meant for its term.
 func TestLeaderTakesForeign(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		term := l.lead()
 		forward := func(term, seq uint64, data string) {
@@ -156,7 +157,7 @@ func TestLeaderTakesForeign(t *testing.T) {
 
 // TestLeaderSpeaksFirst: a member whose connection comes up may have started: it hears of the leader before the next tick.
 func TestLeaderSpeaksFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.heartbeat(3, 1, 0)
 		l.r.PeerUp(2)
@@ -175,7 +176,7 @@ func TestLeaderSpeaksFirst(t *testing.T) {
 // TestNonsenseFromPeers: messages that arrive whole and that no member of this version sends. Raft would panic on them;
 // a change of the members that cannot be read would, once it is in the log, stop every member for good.
 func TestNonsenseFromPeers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		term := l.lead()
 		last := l.r.Status().LastIndex
@@ -215,7 +216,7 @@ func (l *lone) appendEntriesAck(from, term, index uint64) {
 // TestWhatMustBeDurable: votes, terms and entries are written durably before anybody hears of them; a commit index alone
 // is not worth a sync.
 func TestWhatMustBeDurable(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		written := func() (ws []Write) {
 			synctest.Wait()

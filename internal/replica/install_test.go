@@ -12,6 +12,8 @@ import (
 
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // snapshot plays a leader that sends a checkpoint at p, with the given commands. It returns how often its files were
@@ -40,7 +42,7 @@ func (l *lone) snapshot(leader, term uint64, p Position, commands ...string) *at
 // TestSnapshotDuringInstall: installing a checkpoint takes long, and meanwhile the leader, whose log no longer reaches back
 // to it, sends a newer one. Both are installed, one after the other, and a third that is older is discarded.
 func TestSnapshotDuringInstall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.machine.installing = make(chan struct{})
 		l.heartbeat(2, 2, 0)
@@ -74,7 +76,7 @@ func TestSnapshotDuringInstall(t *testing.T) {
 // told behind it: the reset carries the hard state of the moment at which the checkpoint came, so a vote that was written
 // before it would be forgotten, and could be given twice.
 func TestHeldDuringInstall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.machine.installing = make(chan struct{})
 		l.heartbeat(2, 2, 0)
@@ -108,7 +110,7 @@ func TestHeldDuringInstall(t *testing.T) {
 // TestSnapshotBringsMembers: a checkpoint brings the members of its moment, and what changes them later is judged and kept
 // as a change of those.
 func TestSnapshotBringsMembers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.heartbeat(2, 2, 0)
 		l.voters = []uint64{1, 2, 3, 4, 5}
@@ -138,7 +140,7 @@ func TestSnapshotBringsMembers(t *testing.T) {
 // TestSnapshotEndsBatches: a checkpoint takes the place of entries among which a forwarded command may have been. It is
 // not proposed again, whatever is committed later.
 func TestSnapshotEndsBatches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.heartbeat(2, 2, 0)
 		if err := l.r.Propose(t.Context(), []byte("a")); err != nil {

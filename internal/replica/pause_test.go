@@ -5,11 +5,11 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
 
@@ -22,7 +22,7 @@ func TestGoesOnAfterPause(t *testing.T) {
 	for _, paused := range [][]uint64{{1}, {3}, {1, 3}, {1, 2, 3}} {
 		t.Run(fmt.Sprint(paused), func(t *testing.T) {
 			for seed := range uint64(5) {
-				synctest.Test(t, func(t *testing.T) { goOn(t, seed, paused) })
+				bubble.Test(t, func(t *testing.T) { goOn(t, seed, paused) })
 			}
 		})
 	}
@@ -88,7 +88,7 @@ func goOn(t *testing.T, seed uint64, paused []uint64) {
 // for it; without that it does after an election timeout of its own ticks, not sooner.
 func TestAsksNobodyAfterPause(t *testing.T) {
 	for _, sends := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			l := startLone(t)
 			l.heartbeat(2, 2, 1)
 			l.take(raftpb.MsgPreVote)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // reader asks a lone member for read indexes and notes what it gets.
@@ -63,7 +65,7 @@ func contextOf(origin, seq uint64) []byte {
 // TestFollowersQuestions: what a follower makes of answers to its questions: lost, late, doubled, of another start, of a leader
 // that is none any more.
 func TestFollowersQuestions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		r := newReader(l)
 		answer := func(question *raftpb.Message, from, term, index uint64) {
@@ -144,7 +146,7 @@ func TestFollowersQuestions(t *testing.T) {
 
 // TestManyQuestions: while answers get lost, a bounded number of questions is under way; the answer to the last serves all.
 func TestManyQuestions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.heartbeat(2, 2, 0)
 		r := newReader(l)
@@ -191,7 +193,7 @@ func (l *lone) probes() (to []uint64, context []byte) {
 // TestLeadersQuestions: a leader serves reads when a quorum has said yes in its term to what was asked after they came, and not
 // before it has committed in its term.
 func TestLeadersQuestions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		r := newReader(l)
 		term := l.lead()
@@ -267,7 +269,7 @@ func TestLeadersQuestions(t *testing.T) {
 
 // TestYesInOneTerm: what a voter said in an earlier term of the same leader does not count for a question that goes on.
 func TestYesInOneTerm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLoneOf(t, []uint64{1, 2, 3, 4, 5})
 		r := newReader(l)
 		lead := func() (term uint64) {
@@ -292,7 +294,7 @@ func TestYesInOneTerm(t *testing.T) {
 
 // TestQuorumOfMembers: a quorum is one of the members that the leader counts with, from the moment on that it does.
 func TestQuorumOfMembers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		r := newReader(l)
 		term := l.lead()
@@ -319,7 +321,7 @@ func TestQuorumOfMembers(t *testing.T) {
 
 // TestYes: a follower says yes to its leader alone, in its term, without its loop; and never once it knows a later term.
 func TestYes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		probe := func(from, term uint64) { l.tell(raftpb.MsgHeartbeat, from, term, 0, contextOf(7, 1)) }
 		said := func(want string) {
@@ -384,7 +386,7 @@ func TestFollowersAreAnswered(t *testing.T) {
 		{"a stranger of three", []uint64{1, 2, 3}, nil, 9, []uint64{2}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				l := startLoneOf(t, c.voters, c.learners...)
 				term := l.lead()
 				ask := func(term, seq uint64) { l.tell(raftpb.MsgReadIndex, c.from, term, 0, contextOf(0xdef, seq)) }

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
@@ -17,7 +18,7 @@ func quietCluster(t *testing.T, voters int) *cluster {
 
 // TestStopped: whoever waits when the replica stops is told so, and so is whoever comes later; nothing is kept.
 func TestStopped(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := quietCluster(t, 3)
 		defer cl.close()
 		cl.crash(2)
@@ -67,7 +68,7 @@ func TestFailures(t *testing.T) {
 		"log": func(n *node) { n.fs.breakSyncs(errors.New("the disk is full")) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				cl := quietCluster(t, 3)
 				defer cl.close()
 				cl.must(cl.campaign(1))
@@ -100,7 +101,7 @@ func TestFailures(t *testing.T) {
 // disk, after a crash that may have lost the commit index of what it had acknowledged.
 func TestLoneVoterReads(t *testing.T) {
 	for seed := range uint64(20) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			cl := newCluster(t, 1, 0, transport.NetworkOptions{Seed: seed}, Config{})
 			defer cl.close()
 			for _, cmd := range []string{"a", "b", "c"} {
@@ -120,7 +121,7 @@ func TestLoneVoterReads(t *testing.T) {
 
 // TestLeaderStopsGracefully: a leader that is told to stop has handed leadership over when it stops.
 func TestLeaderStopsGracefully(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := quietCluster(t, 3)
 		defer cl.close()
 		cl.must(cl.campaign(1))
@@ -137,7 +138,7 @@ func TestLeaderStopsGracefully(t *testing.T) {
 // over.
 func TestLastToStop(t *testing.T) {
 	for _, later := range []time.Duration{0, time.Millisecond, 2 * time.Millisecond, 50 * time.Millisecond} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			cl := quietCluster(t, 3)
 			defer cl.close()
 			cl.must(cl.campaign(1))

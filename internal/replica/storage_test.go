@@ -5,12 +5,12 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/raftlog"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
@@ -104,7 +104,7 @@ func reconciled(log raftLog, applied Position) string {
 // TestInstallCrash crashes a follower after each change of its disk while it gets and installs a snapshot: from whatever
 // is left it starts, with a log that holds what its state holds.
 func TestInstallCrash(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := newCluster(t, 3, 0, transport.NetworkOptions{MinDelay: time.Millisecond, MaxDelay: time.Millisecond},
 			Config{CatchupEntries: 10, MaxEntryBytes: 1024})
 		defer cl.close()
@@ -159,7 +159,7 @@ func TestInstallCrash(t *testing.T) {
 // TestLogKeptForCheckpoint: while a follower installs the checkpoint that it was sent, the leader's log and state go on far
 // beyond it. The log is kept from the checkpoint on meanwhile, so that one checkpoint is enough; and not for ever.
 func TestLogKeptForCheckpoint(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		cl := newCluster(t, 3, 0, transport.NetworkOptions{MinDelay: time.Millisecond, MaxDelay: time.Millisecond},
 			Config{CatchupEntries: 10, MaxEntryBytes: 1024})
 		defer cl.close()

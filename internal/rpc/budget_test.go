@@ -9,11 +9,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
 func TestBudgetWaitsAndGoesOn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		b := newBudget(100)
 		first, lane, third := share{b: b}, share{b: b}, share{b: b}
 		ctx := context.Background()
@@ -46,7 +47,7 @@ func TestBudgetWaitsAndGoesOn(t *testing.T) {
 }
 
 func TestBudgetGivesUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		b := newBudget(100)
 		a, c := share{b: b}, share{b: b}
 		if err := a.take(context.Background(), 1000); err != nil {
@@ -66,7 +67,7 @@ func TestBudgetGivesUp(t *testing.T) {
 
 // However many answers grow at a time, the memory stays under the budget and one answer, and all of them end.
 func TestBudgetBoundsMemory(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const limit, answers, step, steps = 1000, 50, 30, 10
 		b := newBudget(limit)
 		var held, most atomic.Int64

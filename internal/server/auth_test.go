@@ -6,10 +6,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/trivet-kv/trivet/internal/auth"
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/fsm"
 	"github.com/trivet-kv/trivet/internal/kv"
@@ -18,7 +18,7 @@ import (
 // Users and roles reach every member: through the log, with a checkpoint that takes the place of the state, and over
 // restarts (E#14355). Each member hears of every token that the log makes, and of every change.
 func TestAuthOnEveryMember(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		var tokens [3]atomic.Int32

@@ -3,9 +3,9 @@ package server
 import (
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/leader"
 )
@@ -13,7 +13,7 @@ import (
 // A cluster compacts by itself what is older than its period, keeps what is younger, and goes on when the leader is gone:
 // the new one need not wait for a period of its own.
 func TestCompactsByItself(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.Retention = leader.Retention{Period: time.Hour} }
@@ -54,7 +54,7 @@ func TestCompactsByItself(t *testing.T) {
 // By revision too, every five minutes: the newest so many revisions stay readable on every member, what is older goes, and the
 // member that leads next goes on with it.
 func TestCompactsByRevision(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const keep, step, look = 20, 10 * time.Second, 5 * time.Minute
 		c := newCluster(t, 3)
 		defer c.network.Close()

@@ -7,9 +7,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/datadir"
 	"github.com/trivet-kv/trivet/internal/engine"
@@ -77,7 +77,7 @@ func (c *cluster) stopOne(i int) {
 // A member with other data than its peers does not start with the check, whoever has compacted further, and one with the same does, whatever else was
 // written meanwhile; new members are not held up.
 func TestInitialCorruptCheck(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.InitialCorruptCheck = true }
@@ -131,7 +131,7 @@ func TestCorruptChecks(t *testing.T) {
 	for name, check := range checks {
 		for _, of := range [][]int{{}, {0}, {1}, {2}, {1, 2}} {
 			t.Run(fmt.Sprint(name, of), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
+				bubble.Test(t, func(t *testing.T) {
 					c := newCluster(t, 3)
 					defer c.network.Close()
 					c.startAll()
@@ -197,7 +197,7 @@ func enableAuth(t *testing.T, m *Member) {
 
 // With authentication on too, what members find is raised and cleared: nobody asks for it in a user's name.
 func TestAlarmsWithAuth(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -229,7 +229,7 @@ func TestAlarmsWithAuth(t *testing.T) {
 
 // A member that takes care of its own damage is left out: its alarm stays its own, and stops nobody else.
 func TestCorruptCheckLeavesOwnAlone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -259,7 +259,7 @@ func TestCorruptCheckLeavesOwnAlone(t *testing.T) {
 
 // While there are writes and compactions all the time, members that hold the same are never found to differ.
 func TestCorruptChecksUnderLoad(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.change = func(o *Options) {

@@ -4,15 +4,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // With --unsafe-no-fsync nothing is made durable; without it, everything that was acknowledged is.
 func TestNoFsync(t *testing.T) {
 	for _, lazy := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, 1)
 			defer c.network.Close()
 			disk := vfs.NewCrashableMem()
@@ -40,7 +41,7 @@ func TestNoFsync(t *testing.T) {
 
 // The log is in its own directory and nowhere else, is found again, and is not taken for lost or for another's.
 func TestLogInItsOwnDirectory(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.LogDir = "/wal" }

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/transport"
 )
 
@@ -42,7 +42,7 @@ func (h fencelessHandler) Serve(ctx context.Context, from uint64, kind byte, bod
 func TestFence(t *testing.T) {
 	for _, planted := range []bool{true, false} {
 		t.Run(fmt.Sprint("planted ", planted), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { rebuildFromDeposed(t, planted) })
+			bubble.Test(t, func(t *testing.T) { rebuildFromDeposed(t, planted) })
 		})
 	}
 }

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/datadir"
 	"github.com/trivet-kv/trivet/internal/engine"
@@ -71,7 +71,7 @@ func (c *cluster) sameHashes() {
 func TestDiverged(t *testing.T) {
 	for _, leads := range []bool{false, true} {
 		t.Run(fmt.Sprint("leader ", leads), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := newCluster(t, 3)
 				defer c.network.Close()
 				c.startAll()
@@ -153,7 +153,7 @@ func TestDiverged(t *testing.T) {
 
 // A member whose rows contradict each other finds that when it has to do with them, and is rebuilt: no hash needs to tell it.
 func TestContradiction(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -186,7 +186,7 @@ func TestContradiction(t *testing.T) {
 // too.
 func TestTorn(t *testing.T) {
 	for _, auth := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) { torn(t, auth) })
+		bubble.Test(t, func(t *testing.T) { torn(t, auth) })
 	}
 }
 

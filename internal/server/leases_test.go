@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -35,7 +36,7 @@ func TestLeaseAnswer(t *testing.T) {
 // A leader that hears from nobody does not take itself for the leader when it is asked about leases, not even before it has
 // noticed; nor does one in the name of another term.
 func TestLeadsByMajority(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -89,7 +90,7 @@ func TestLeadsByMajority(t *testing.T) {
 // A member that is cut off, leader or not, says so to the holder of a lease while that one can still turn to another; etcd's clients
 // wait for an answer where they are until the lease is over. It does not say that it has no leader: they would give the lease up.
 func TestRenewalsWhereNobodyAnswers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()

@@ -10,11 +10,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/member"
@@ -96,7 +96,7 @@ func promote(t *testing.T, m *Member, id uint64) {
 // A learner that has caught up may be promoted at any moment: at once, when the leader's picture of it is a tick old, and
 // right after the leader has forgotten, as raft does at each check of the majority, whom it has heard of.
 func TestCaughtUpIsReadyAtAnyTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		first := c.start(0)
@@ -122,7 +122,7 @@ func TestCaughtUpIsReadyAtAnyTime(t *testing.T) {
 // A learner that was given a vote has it after every restart, be it that the promotion is read from the state (a stop) or
 // applied again from the log (a kill) (E#19557).
 func TestPromotionOutlivesRestarts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		first := c.start(0)
@@ -157,7 +157,7 @@ func TestPromotionOutlivesRestarts(t *testing.T) {
 
 // Other peer URLs leave a learner a learner and a voter a voter, also over restarts (E#21736).
 func TestUpdateKeepsTheVote(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		first := c.start(0)
@@ -193,7 +193,7 @@ func TestUpdateKeepsTheVote(t *testing.T) {
 // With one member of three down, a strict cluster takes no other one, which could cost it its majority, and goes on
 // (E#21667); with all of them up it does.
 func TestAddWithOneDown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.StrictReconfig = true }
@@ -227,7 +227,7 @@ func TestAddWithOneDown(t *testing.T) {
 func TestForceNewClusterWithLearners(t *testing.T) {
 	for _, of := range []string{"voter", "learner"} {
 		t.Run(of, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := newCluster(t, 1)
 				defer c.network.Close()
 				first := c.start(0)
@@ -271,7 +271,7 @@ func TestForceNewClusterWithLearners(t *testing.T) {
 
 // A member with data is refused only if another cluster answers where it is to join, and nobody of its own.
 func TestJoinWithDataOfAnotherCluster(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		m := c.start(0)
@@ -368,7 +368,7 @@ func TestRefusedJoinLeavesNothing(t *testing.T) {
 // with it agrees on nothing.
 func TestRemovedCountsNoMore(t *testing.T) {
 	t.Run("its silence", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, 4)
 			defer c.network.Close()
 			c.startAll()
@@ -387,7 +387,7 @@ func TestRemovedCountsNoMore(t *testing.T) {
 		})
 	})
 	t.Run("its word", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, 3)
 			defer c.network.Close()
 			// Nobody is told that it was removed, so that the third goes on and answers.
@@ -434,7 +434,7 @@ func (untold) RemovePeer(uint64) {}
 // A member that hears of its removal has no more answers from the others, and says so at once to all who wait for one. (It would be a
 // timeout otherwise, or a broken connection when it ends.) It ends a moment later.
 func TestRemovedLeavesNobodyWaiting(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -487,7 +487,7 @@ func TestRemovedLeavesNobodyWaiting(t *testing.T) {
 
 // A member that ends while it is asked to remove itself has not been removed by that, and does not say so.
 func TestEndsBeforeItRemovesItself(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -508,7 +508,7 @@ func TestEndsBeforeItRemovesItself(t *testing.T) {
 func TestRemovesItself(t *testing.T) {
 	for name, off := range map[string]int{"the leader": 0, "a follower": 1} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := newCluster(t, 3)
 				defer c.network.Close()
 				c.startAll()

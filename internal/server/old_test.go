@@ -8,10 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"testing/synctest"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -68,7 +68,7 @@ func TestOldDirectories(t *testing.T) {
 		"format-1-users.tar.gz": {hash: 11855713, users: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				cl := newCluster(t, 1)
 				defer cl.network.Close()
 				cl.disks[0] = unpack(t, name)

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -50,7 +50,7 @@ func empty(t *testing.T, m *Member) {
 // once it was, by itself unless that is left to somebody.
 func TestQuota(t *testing.T) {
 	for _, manual := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, 3)
 			defer c.network.Close()
 			c.change = func(o *Options) { o.QuotaBytes, o.QuotaManualDisarm = testQuota, manual }
@@ -102,7 +102,7 @@ func TestQuota(t *testing.T) {
 // A negative quota is none, and clears what an earlier start has raised; the leader clears the alarms that members raised
 // about themselves and that are gone, and leaves those that somebody raised.
 func TestNoQuota(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.QuotaBytes = testQuota }
@@ -130,7 +130,7 @@ func TestNoQuota(t *testing.T) {
 
 // What compresses well is not held against a small quota for long because memtables hold it as it came.
 func TestQuotaCountsWhatFilesTake(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.QuotaBytes, o.MemTableBytes = testQuota, 8*testQuota }
@@ -158,7 +158,7 @@ func TestQuotaCountsWhatFilesTake(t *testing.T) {
 // alarms are cleared by hand, as with etcd.
 func TestOneTooLarge(t *testing.T) {
 	for _, manual := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, 1)
 			defer c.network.Close()
 			c.change = func(o *Options) { o.QuotaBytes, o.QuotaManualDisarm = testQuota, manual }
@@ -188,7 +188,7 @@ func TestOneTooLarge(t *testing.T) {
 // Who may not write hears that, and raises no alarm, where another one hears that there is no room; before the alarm and
 // after it.
 func TestNoRoomAndNoPermission(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.QuotaBytes = testQuota / 2 } // less than one request may be
@@ -237,7 +237,7 @@ func TestNoRoomAndNoPermission(t *testing.T) {
 // A member that is removed takes its own alarm along, be it the leader or another one; while it was there nobody took puts.
 func TestAlarmOfRemovedMember(t *testing.T) {
 	for _, leads := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, 3)
 			defer c.network.Close()
 			c.startAll()

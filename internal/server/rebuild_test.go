@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/datadir"
 	"github.com/trivet-kv/trivet/internal/raftlog"
 )
@@ -123,7 +123,7 @@ func hasAll(t *testing.T, m *Member, to int) {
 func TestRebuild(t *testing.T) {
 	for name, damage := range damages {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				c := newCluster(t, 3)
 				defer c.network.Close()
 				c.startAll()
@@ -159,7 +159,7 @@ func TestRebuild(t *testing.T) {
 // A member that nobody can help says what is wrong with its data and why the others cannot help, and changes nothing: the
 // same start works once they can.
 func TestRebuildNeedsHelp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -193,7 +193,7 @@ func TestRebuildNeedsHelp(t *testing.T) {
 // A member alone, and one of two, are refused at once.
 func TestRebuildAlone(t *testing.T) {
 	for n := 1; n <= 2; n++ {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			c := newCluster(t, n)
 			defer c.network.Close()
 			c.startAll()
@@ -216,7 +216,7 @@ func TestRebuildAlone(t *testing.T) {
 
 // A member that was added later, and whose state is lost, knows whom to ask by the note beside it.
 func TestRebuildByTheNote(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -246,7 +246,7 @@ func (c *cluster) noted(i, members int) bool {
 // A leader that finds its log damaged when a member needs old entries of it gives up, to be rebuilt, and does not take the
 // process with it.
 func TestDamagedLogIsRead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()

@@ -9,11 +9,11 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -177,7 +177,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { fillDisk(t, seed) })
+			bubble.Test(t, func(t *testing.T) { fillDisk(t, seed) })
 		})
 	}
 }
@@ -276,7 +276,7 @@ func fillDisk(t *testing.T, seed uint64) {
 func TestCheckpointOnFullDisk(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { checkpointOnFullDisk(t, seed) })
+			bubble.Test(t, func(t *testing.T) { checkpointOnFullDisk(t, seed) })
 		})
 	}
 }

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 	"github.com/trivet-kv/trivet/internal/transport"
@@ -140,7 +140,7 @@ func get(t *testing.T, m *Member, key string) string {
 
 // What one member acknowledged is read from every other, and is there after a stop and after a kill.
 func TestThreeMembers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -174,7 +174,7 @@ func TestThreeMembers(t *testing.T) {
 
 // A lease is renewed and asked for through any member, runs out on time, and takes its keys with it.
 func TestLeaseThroughAnyMember(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()
@@ -214,7 +214,7 @@ func TestLeaseThroughAnyMember(t *testing.T) {
 
 // Without a majority, requests end with the error that says why, and go on once there is one.
 func TestWithoutMajority(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		m := c.start(0)
@@ -239,7 +239,7 @@ func TestWithoutMajority(t *testing.T) {
 
 // A directory is opened by its own member only, and a refused start leaves everything as it was.
 func TestRefusesForeignDirectories(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		defer c.network.Close()
 		c.start(0)
@@ -272,7 +272,7 @@ func TestRefusesForeignDirectories(t *testing.T) {
 // A member that was away while much was written and the log was cut is given a checkpoint, and its watchers go on from
 // there without a gap.
 func TestCatchUpFromCheckpoint(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		installed := 0
@@ -309,7 +309,7 @@ func TestCatchUpFromCheckpoint(t *testing.T) {
 // A member that lives through the replacement of its state: its watchers get everything, in order, and what is compacted
 // later is deleted from the new state.
 func TestStateReplacedAlive(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		installed := 0
@@ -362,7 +362,7 @@ func TestStateReplacedAlive(t *testing.T) {
 
 // A member that comes back with an empty disk is refused by name, as long as a peer remembers it.
 func TestRefusesWipedMember(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.startAll()

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // standing returns a snapshot of which a goroutine makes pieces without end, and the error that ends it.
@@ -30,7 +32,7 @@ func standing() (*snapshot, <-chan error) {
 
 // A client that takes nothing for too long loses its snapshot, whether it comes back or not, and one that is slow does not.
 func TestSnapshotStandsStill(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, ended := standing()
 		defer s.Close()
 		var b [3]byte
@@ -53,7 +55,7 @@ func TestSnapshotStandsStill(t *testing.T) {
 
 // Closing ends a maker that waits for its client.
 func TestSnapshotCloses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s, ended := standing()
 		synctest.Wait()
 		if err := s.Close(); err != nil {

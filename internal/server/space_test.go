@@ -5,9 +5,9 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/command"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
@@ -19,7 +19,7 @@ func diskOf(m *Member) int64 { return m.Status().DBSize }
 // made durable for other reasons, on all members.
 // With etcd a member stands still for that (E#9222, E#20115).
 func TestSpaceIsGivenBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.network.Close()
 		c.change = func(o *Options) { o.MemTableBytes = 1 << 20 } // so that what is written is in files

@@ -3,10 +3,11 @@ package sim
 import (
 	"io"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 func writeFile(t *testing.T, fs vfs.FS, name, text string, sync bool) {
@@ -66,7 +67,7 @@ func TestDiskCrash(t *testing.T) {
 
 // A disk that syncs late loses what it said was synced, for a while.
 func TestDiskSyncsLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := NewDisk(1, DiskOptions{Slow: []string{"log"}, SyncsLate: time.Second})
 		writeFile(t, d.FS(), "log1", "x", true)
 		writeFile(t, d.FS(), "other", "x", true)
@@ -83,7 +84,7 @@ func TestDiskSyncsLate(t *testing.T) {
 }
 
 func TestDiskDelay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := NewDisk(1, DiskOptions{Slow: []string{"log"}, SyncDelay: time.Millisecond})
 		began := time.Now()
 		writeFile(t, d.FS(), "other", "x", true)
@@ -101,7 +102,7 @@ func TestDiskDelay(t *testing.T) {
 
 // What waits for a slow disk waits no longer than the life that it belongs to.
 func TestDiskDelayEndsWithCrash(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		d := NewDisk(1, DiskOptions{Slow: []string{"log"}, SyncDelay: time.Hour})
 		began := time.Now()
 		written := make(chan struct{})

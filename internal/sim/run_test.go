@@ -9,8 +9,9 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 var (
@@ -32,7 +33,7 @@ func simulate(t *testing.T, o Options) (report Report, err error) {
 	})
 	defer stuck.Stop()
 	var out *Outcome
-	synctest.Test(t, func(*testing.T) { out, err = Run(o) })
+	bubble.Test(t, func(*testing.T) { out, err = Run(o) })
 	return out.Report, errors.Join(err, out.Check(time.Minute))
 }
 

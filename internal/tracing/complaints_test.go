@@ -6,13 +6,14 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // A collector that is away for hours makes a line a minute, which counts the others.
 func TestComplaints(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		c := &complaints{log: slog.New(slog.NewTextHandler(&log, nil))}
 		for range 10 {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // slowConn takes a write when the test says so.
@@ -45,7 +47,7 @@ func (c *slowConn) SetWriteDeadline(time.Time) error { return nil }
 
 // Answers that come while one is being written leave together behind it, each whole, and one that finds too much waits.
 func TestAnswersLeaveTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		conn, told := &slowConn{release: make(chan error)}, 0
 		c := newInConn(&Transport{c: Config{StallTimeout: time.Second, Observer: Observer{Sent: func(_ uint64, n int) { told += n }}}}, 7, conn)
 		answered := make(chan error, 20)

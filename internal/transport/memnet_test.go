@@ -7,11 +7,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 type memPeer struct {
@@ -39,7 +40,7 @@ func joinMem(t *testing.T, n *Network, id uint64) *memPeer {
 
 // TestNetwork: what happens to messages between members of a network in memory.
 func TestNetwork(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		n := NewNetwork(NetworkOptions{Seed: 1, MinDelay: time.Millisecond, MaxDelay: 10 * time.Millisecond})
 		defer n.Close()
 		a, b, c := joinMem(t, n, 1), joinMem(t, n, 2), joinMem(t, n, 3)
@@ -135,7 +136,7 @@ func TestNetwork(t *testing.T) {
 // TestNetworkSeed: loss and doubling happen about as often as asked, and the same seed chooses the same messages.
 func TestNetworkSeed(t *testing.T) {
 	fate := func(seed uint64) (s string) {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			n := NewNetwork(NetworkOptions{Seed: seed, MinDelay: time.Millisecond, MaxDelay: 2 * time.Millisecond, Loss: 0.2, Duplicate: 0.1})
 			defer n.Close()
 			a, b := joinMem(t, n, 1), joinMem(t, n, 2)

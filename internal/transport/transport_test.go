@@ -17,6 +17,8 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // pipes is a network of net.Pipes, so that the real transport runs inside a synctest bubble.
@@ -222,7 +224,7 @@ func appendOf(from, to, index uint64, data []byte) *raftpb.Message {
 
 func inBubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
-	synctest.Test(t, f)
+	bubble.Test(t, f)
 }
 
 func want(t *testing.T, what, got, want string) {

@@ -3,8 +3,9 @@ package watch
 import (
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/trivet-kv/trivet/internal/bubble"
 )
 
 // TestHalfARevision: while the dispatcher is in the middle of a revision, nothing of it is given out, and no progress
@@ -137,7 +138,7 @@ func TestProgressWhenOthersWrite(t *testing.T) {
 		}()
 		b.want("progress -1 4:")
 	})
-	synctest.Test(t, func(t *testing.T) { // the same while the hub is told by a snapshot
+	bubble.Test(t, func(t *testing.T) { // the same while the hub is told by a snapshot
 		s := newFakeStore()
 		h := New(Options{History: s})
 		defer h.Close()

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/trivet-kv/trivet/internal/bubble"
 	"github.com/trivet-kv/trivet/internal/kv"
 )
 
@@ -23,7 +24,7 @@ type bench struct {
 
 func scenario(t *testing.T, o Options, f func(b *bench)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		s := newFakeStore()
 		o.History = s
 		h := New(o)
