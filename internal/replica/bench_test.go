@@ -103,7 +103,7 @@ func BenchmarkPropose(b *testing.B) {
 						s.mu.Lock()
 						s.waiting[string(cmd)] = ch
 						s.mu.Unlock()
-						if err := r.Propose(b.Context(), cmd); err != nil {
+						if err := r.Propose(b.Context(), nil, cmd); err != nil {
 							b.Error(err)
 							return
 						}
@@ -127,7 +127,7 @@ func BenchmarkRead(b *testing.B) {
 			for c := range clients {
 				wg.Go(func() {
 					for range b.N / clients {
-						if err := rs[c%3].ReadBarrier(b.Context()); err != nil {
+						if err := rs[c%3].ReadBarrier(b.Context(), nil); err != nil {
 							b.Error(err)
 						}
 					}

@@ -122,7 +122,7 @@ func (c *chaos) client(ctx context.Context, name int, rng *rand.Rand) {
 }
 
 func (c *chaos) write(ctx context.Context, n *node, cmd string) {
-	err := n.r.Propose(ctx, []byte(cmd))
+	err := n.r.Propose(ctx, nil, []byte(cmd))
 	for err == nil && !n.machine.has(cmd) {
 		if err = ctx.Err(); err == nil && n.r.ctx.Err() != nil {
 			err = context.Canceled
@@ -143,7 +143,7 @@ func (c *chaos) readOne(ctx context.Context, n *node) {
 	c.mu.Lock()
 	acked := len(c.acked)
 	c.mu.Unlock()
-	if n.r.ReadBarrier(ctx) != nil {
+	if n.r.ReadBarrier(ctx, nil) != nil {
 		return
 	}
 	c.mu.Lock()

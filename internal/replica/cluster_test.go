@@ -533,7 +533,7 @@ func (cl *cluster) propose(id uint64, cmd string, limit time.Duration) error {
 	n := cl.members[id].node
 	ctx, cancel := context.WithTimeout(cl.t.Context(), limit)
 	defer cancel()
-	if err := n.r.Propose(ctx, []byte(cmd)); err != nil {
+	if err := n.r.Propose(ctx, nil, []byte(cmd)); err != nil {
 		return err
 	}
 	for !n.machine.has(cmd) {

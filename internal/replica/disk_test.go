@@ -204,7 +204,7 @@ func TestHungFollower(t *testing.T) {
 			cl.must(cl.propose(1, fmt.Sprint("b", i), time.Second))
 			time.Sleep(50 * time.Millisecond)
 		}
-		if err := cl.members[3].node.r.ReadBarrier(t.Context()); !errors.Is(err, kv.ErrTimeoutApply) {
+		if err := cl.members[3].node.r.ReadBarrier(t.Context(), nil); !errors.Is(err, kv.ErrTimeoutApply) {
 			t.Errorf("a read behind what it has applied gives %v", err)
 		}
 		if l := cl.leader(); l != 1 {

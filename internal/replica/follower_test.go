@@ -19,7 +19,7 @@ func TestLostIsProposedAgain(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		propose := func(cmd string) {
-			if err := l.r.Propose(t.Context(), []byte(cmd)); err != nil {
+			if err := l.r.Propose(t.Context(), nil, []byte(cmd)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -35,7 +35,12 @@ func TestLostIsProposedAgain(t *testing.T) {
 		pa := l.one(raftpb.MsgProp)
 		propose("b")
 		pb := l.one(raftpb.MsgProp)
-		if err := l.r.Propose(gone, []byte("c")); err != nil {
+		if err := l.r.Propose(gone, nil, []byte("c")); err != nil {
+			t.Fatal(err)
+		}
+		l.one(raftpb.MsgProp)
+		late := make(chan struct{})
+		if err := l.r.Propose(t.Context(), late, []byte("d")); err != nil {
 			t.Fatal(err)
 		}
 		l.one(raftpb.MsgProp)
@@ -48,9 +53,10 @@ func TestLostIsProposedAgain(t *testing.T) {
 		if ms := l.take(raftpb.MsgProp); len(ms) != 0 {
 			t.Errorf("%d commands were sent again before their fate was known", len(ms))
 		}
-		leave() // nobody waits for c any more
+		leave() // nobody waits for c and d any more
+		close(late)
 
-		// Its first entry is: a is in the log before it, b and c are not.
+		// Its first entry is: a is in the log before it, b, c and d are not.
 		l.appendEntries(3, 3, Position{1, 1}, &raftpb.Entry{Term: new(uint64(2)), Data: pa.Entries[0].Data}, &raftpb.Entry{Term: new(uint64(3))})
 		again := l.one(raftpb.MsgProp)
 		if commands(again) != "b" || again.GetTerm() != 3 || again.GetTo() != 3 {

@@ -23,11 +23,11 @@ func woken(in *inbox) bool {
 func TestGather(t *testing.T) {
 	in := &inbox{wake: make(chan struct{}, 1)}
 	for range 3 {
-		in.propose(proposal{context.Background(), nil})
+		in.propose(proposal{context.Background(), nil, nil})
 		if !woken(in) {
 			t.Fatal("the first did not wake the loop")
 		}
-		in.propose(proposal{context.Background(), nil})
+		in.propose(proposal{context.Background(), nil, nil})
 		if woken(in) {
 			t.Fatal("the second woke the loop too")
 		}
@@ -43,7 +43,7 @@ func TestGatherEnds(t *testing.T) {
 	for range callers {
 		go func() {
 			for range each {
-				in.propose(proposal{context.Background(), nil})
+				in.propose(proposal{context.Background(), nil, nil})
 			}
 		}()
 	}

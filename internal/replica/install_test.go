@@ -143,7 +143,7 @@ func TestSnapshotEndsBatches(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		l := startLone(t)
 		l.heartbeat(2, 2, 0)
-		if err := l.r.Propose(t.Context(), []byte("a")); err != nil {
+		if err := l.r.Propose(t.Context(), nil, []byte("a")); err != nil {
 			t.Fatal(err)
 		}
 		l.one(raftpb.MsgProp)

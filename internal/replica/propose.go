@@ -29,17 +29,28 @@ import (
 // A MsgProp may be lost without a change of term. It is sent again after a while, under the same number, and the leader
 // takes each number of each sender once (foreign.go).
 
-// proposal is one command; ctx is its caller's.
+// proposal is one command. Its caller waits until ctx ends or late is closed; nil: there is no such bound.
 type proposal struct {
-	ctx context.Context
-	cmd []byte
+	ctx  context.Context
+	late <-chan struct{}
+	cmd  []byte
+}
+
+// gone reports whether nobody waits for the command any more.
+func (p *proposal) gone() bool {
+	select {
+	case <-p.late:
+		return true
+	default:
+		return p.ctx.Err() != nil
+	}
 }
 
 // Propose queues an encoded command. Nil means that it waits to be agreed on; what became of it is learned by applying it.
-// It is held while there is no leader. A command whose ctx ended before it was handed to a leader is dropped, and so may
-// be one that was lost with its leader. Errors: kv.ErrTooManyRequests, kv.ErrRequestTooLarge, kv.ErrStopped.
+// It is held while there is no leader. A command whose ctx ended, or whose late was closed (it may be nil), before it was handed
+// to a leader is dropped, and so may be one that was lost with its leader. Errors: kv.ErrTooManyRequests, kv.ErrRequestTooLarge, kv.ErrStopped.
 // The bytes must not be changed afterwards.
-func (r *Replica) Propose(ctx context.Context, cmd []byte) error {
+func (r *Replica) Propose(ctx context.Context, late <-chan struct{}, cmd []byte) error {
 	if r.serving.Err() != nil {
 		return kv.ErrStopped
 	}
@@ -55,7 +66,7 @@ func (r *Replica) Propose(ctx context.Context, cmd []byte) error {
 		return fmt.Errorf("%w: %d commands of %d bytes are under way", kv.ErrTooManyRequests, commands-1, queued-size)
 	}
 	r.c.Observer.Pending(int(commands))
-	r.in.propose(proposal{ctx, cmd})
+	r.in.propose(proposal{ctx, late, cmd})
 	return nil
 }
 
@@ -101,12 +112,13 @@ func (q *proposalQueue) take(maxBytes int) (live, dead []proposal) {
 	size := 0
 	for q.head < len(q.items) {
 		p := q.items[q.head]
-		if p.ctx.Err() == nil && len(live) > 0 && size+len(p.cmd) > maxBytes {
+		gone := p.gone()
+		if !gone && len(live) > 0 && size+len(p.cmd) > maxBytes {
 			break
 		}
 		q.items[q.head] = proposal{}
 		q.head++
-		if p.ctx.Err() != nil {
+		if gone {
 			dead = append(dead, p)
 			continue
 		}
@@ -122,7 +134,7 @@ func (l *loop) sweep() {
 	kept := q.items[:q.head]
 	var dead []proposal
 	for _, p := range q.items[q.head:] {
-		if p.ctx.Err() != nil {
+		if p.gone() {
 			dead = append(dead, p)
 		} else {
 			kept = append(kept, p)
@@ -315,7 +327,7 @@ func (l *loop) requeueLost(term uint64) {
 	n := 0
 	for ; n < len(f.batches) && f.batches[n].term < term; n++ {
 		for _, p := range f.batches[n].from {
-			if p.ctx.Err() != nil {
+			if p.gone() {
 				dead = append(dead, p)
 			} else {
 				again = append(again, p)

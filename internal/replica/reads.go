@@ -128,8 +128,8 @@ func (r *Replica) ReadIndex(ctx context.Context) (uint64, error) {
 }
 
 // ReadBarrier is ReadIndex and WaitApplied in one, and cheaper. It does not wait for a disk that hangs: if this member has
-// not applied the index while it is Stuck, the error is kv.ErrTimeoutApply.
-func (r *Replica) ReadBarrier(ctx context.Context) error {
+// not applied the index while it is Stuck, the error is kv.ErrTimeoutApply; when late is closed, which may be nil, it is kv.ErrTimeout.
+func (r *Replica) ReadBarrier(ctx context.Context, late <-chan struct{}) error {
 	rd, err := r.join()
 	if err != nil {
 		return err
@@ -140,12 +140,20 @@ func (r *Replica) ReadBarrier(ctx context.Context) error {
 	case <-r.Stuck():
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-late:
+		return kv.ErrTimeout
 	case <-r.serving.Done():
 		return kv.ErrStopped
 	}
 	// Nothing may have been written since the disk hangs.
-	if err := r.await(ctx, rd.confirmed); err != nil {
-		return err
+	select {
+	case <-rd.confirmed:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-late:
+		return kv.ErrTimeout
+	case <-r.serving.Done():
+		return kv.ErrStopped
 	}
 	if r.applied.index.Load() < rd.index {
 		return kv.ErrTimeoutApply

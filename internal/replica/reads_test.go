@@ -136,7 +136,7 @@ func TestFollowersQuestions(t *testing.T) {
 		r.expect("f 9 <nil>")
 
 		// ReadBarrier waits for the state machine as well.
-		go func() { r.got <- fmt.Sprint("g ", l.r.ReadBarrier(t.Context())) }()
+		go func() { r.got <- fmt.Sprint("g ", l.r.ReadBarrier(t.Context(), nil)) }()
 		answer(l.one(raftpb.MsgReadIndex), 3, 3, 2)
 		r.expect()
 		l.appendEntries(3, 3, Position{1, 1}, &raftpb.Entry{Term: new(uint64(3))})

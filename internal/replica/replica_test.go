@@ -196,7 +196,7 @@ func (s *scenario) fill() string {
 	prefix := fmt.Sprintf("fill-%d-", s.fills)
 	taken := 0
 	for i := range n {
-		err := r.Propose(s.t.Context(), []byte(prefix+strconv.Itoa(i)+"-"+strings.Repeat("x", int(size))))
+		err := r.Propose(s.t.Context(), nil, []byte(prefix+strconv.Itoa(i)+"-"+strings.Repeat("x", int(size))))
 		if err != nil {
 			refused[outcome(err)]++
 			continue
@@ -246,7 +246,7 @@ func (cl *cluster) read(from uint64, limit time.Duration) error {
 	defer cancel()
 	acked := cl.acknowledged()
 	n := cl.members[from].node
-	if err := n.r.ReadBarrier(ctx); err != nil {
+	if err := n.r.ReadBarrier(ctx, nil); err != nil {
 		return err
 	}
 	for _, cmd := range acked {

@@ -25,7 +25,7 @@ func TestStopped(t *testing.T) {
 		cl.crash(3)
 		r := cl.members[1].node.r
 		results := make(chan error, 3)
-		go func() { results <- r.ReadBarrier(t.Context()) }()
+		go func() { results <- r.ReadBarrier(t.Context(), nil) }()
 		go func() { results <- r.WaitApplied(t.Context(), 1000) }()
 		go func() { results <- r.TransferLeadership(t.Context(), 2) }()
 		synctest.Wait()
@@ -40,7 +40,7 @@ func TestStopped(t *testing.T) {
 		}
 		_, readErr := r.ReadIndex(t.Context())
 		for what, err := range map[string]error{
-			"propose": r.Propose(t.Context(), []byte("x")), "read": readErr,
+			"propose": r.Propose(t.Context(), nil, []byte("x")), "read": readErr,
 			"transfer": r.TransferLeadership(t.Context(), 2), "change": r.ChangeMembers(t.Context(), nil, nil),
 			"snapshot": r.ReceiveSnapshot(nil, "", nil),
 		} {
@@ -77,7 +77,7 @@ func TestFailures(t *testing.T) {
 				breakIt(n)
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				cl.must(n.r.Propose(ctx, []byte("b")))
+				cl.must(n.r.Propose(ctx, nil, []byte("b")))
 				select {
 				case err := <-n.r.Failed():
 					if err == nil {
@@ -86,7 +86,7 @@ func TestFailures(t *testing.T) {
 				case <-ctx.Done():
 					t.Fatal("it goes on")
 				}
-				if err := n.r.Propose(ctx, []byte("c")); !errors.Is(err, kv.ErrStopped) {
+				if err := n.r.Propose(ctx, nil, []byte("c")); !errors.Is(err, kv.ErrStopped) {
 					t.Errorf("afterwards: %v", err)
 				}
 				cl.crash(1)

@@ -178,7 +178,7 @@ func (m *Member) leads(ctx context.Context, term uint64) error {
 	if !still() {
 		return kv.ErrNotLeader
 	}
-	if err := m.replica.ReadBarrier(ctx); err != nil {
+	if err := m.replica.ReadBarrier(ctx, nil); err != nil {
 		return err
 	}
 	if !still() {

@@ -37,18 +37,20 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 		m.waiters.drop(c.ID)
 		return command.Result{}, kv.ErrRequestTooLarge
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
-	defer cancel()
-	if err := m.replica.Propose(ctx, encoded); err != nil {
+	late := m.deadlines.next(start)
+	if err := m.replica.Propose(ctx, late, encoded); err != nil {
 		m.waiters.drop(c.ID)
-		return command.Result{}, m.why(ctx, start, err, context.DeadlineExceeded)
+		return command.Result{}, err
 	}
 	select {
 	case r := <-result:
 		return r, nil
 	case <-ctx.Done():
 		m.waiters.drop(c.ID)
-		return command.Result{}, m.why(ctx, start, ctx.Err(), context.DeadlineExceeded)
+		return command.Result{}, ctx.Err()
+	case <-late:
+		m.waiters.drop(c.ID)
+		return command.Result{}, m.tooLate(start, context.DeadlineExceeded)
 	case <-stuck: // it may well be done, elsewhere
 		m.waiters.drop(c.ID)
 		return command.Result{}, kv.ErrTimeoutApply
@@ -63,14 +65,11 @@ func (m *Member) Propose(ctx context.Context, c *command.Command) (command.Resul
 
 // ReadBarrier returns once this member has applied everything that was committed when it was called.
 func (m *Member) ReadBarrier(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, m.options.requestTimeout(), kv.ErrTimeout)
-	defer cancel()
-	err := m.replica.ReadBarrier(ctx)
-	if errors.Is(err, context.DeadlineExceeded) && errors.Is(context.Cause(ctx), kv.ErrTimeout) {
+	err := m.replica.ReadBarrier(ctx, m.deadlines.next(time.Now()))
+	if errors.Is(err, kv.ErrTimeout) { // whatever the reason: so does etcd
 		if f := m.options.Observer.ReadFailed; f != nil {
 			f()
 		}
-		return kv.ErrTimeout // whatever the reason: so does etcd
 	}
 	return err
 }
@@ -82,6 +81,11 @@ func (m *Member) why(ctx context.Context, start time.Time, err, leaderless error
 	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(context.Cause(ctx), kv.ErrTimeout) {
 		return err
 	}
+	return m.tooLate(start, leaderless)
+}
+
+// tooLate is the error of a request that began at start and ran into our own bound.
+func (m *Member) tooLate(start time.Time, leaderless error) error {
 	switch {
 	case m.leadership.lostSince(start):
 		return kv.ErrTimeoutLeaderFail

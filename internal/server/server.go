@@ -40,6 +40,7 @@ type Member struct {
 	replica   *replica.Replica
 	peers     *peers
 	waiters   *waiters
+	deadlines *deadlines
 	hub       *watch.Hub
 	jobs      *leader.Jobs
 	compactor *compactor.Driver
@@ -74,8 +75,8 @@ func Start(o Options) (*Member, error) {
 	}
 	m := &Member{
 		options: o, logger: o.Logger,
-		waiters: newWaiters(o.Origin),
-		broken:  make(chan error, 1), failed: make(chan error, 1),
+		waiters: newWaiters(o.Origin), deadlines: newDeadlines(o.requestTimeout()),
+		broken: make(chan error, 1), failed: make(chan error, 1),
 		overQuota: make(chan struct{}, 1), othersNow: make(chan struct{}, 1), hashing: make(chan struct{}, 1),
 		leaving: make(chan struct{}),
 	}
