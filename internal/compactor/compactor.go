@@ -32,7 +32,7 @@ type Store interface {
 type Options struct {
 	Store  Store
 	Logger *slog.Logger
-	// Limit bounds the rows that one step deletes. Default 1000.
+	// Limit bounds the changes that one step looks at. Writers wait for the batch of a step. Default 300.
 	Limit int
 	// Rest is the shortest time between two steps. Default 1 ms.
 	Rest time.Duration
@@ -68,7 +68,7 @@ type waiter struct {
 // Start starts a driver, which at once goes on with what an earlier run has left.
 func Start(o Options) *Driver {
 	if o.Limit <= 0 {
-		o.Limit = 1000
+		o.Limit = 300
 	}
 	if o.Rest <= 0 {
 		o.Rest = time.Millisecond

@@ -90,7 +90,7 @@ func TestDriver(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		s := &fakeStore{compact: 7, rows: 2500, takes: 10 * time.Millisecond}
 		var ends []int64
-		d := Start(Options{Store: s, OnDone: func(rev int64, took time.Duration) { ends = append(ends, rev, took.Milliseconds()) }})
+		d := Start(Options{Store: s, Limit: 1000, OnDone: func(rev int64, took time.Duration) { ends = append(ends, rev, took.Milliseconds()) }})
 		defer d.Stop()
 		time.Sleep(25 * time.Millisecond)
 		first := d.Done(7)

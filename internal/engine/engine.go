@@ -155,6 +155,7 @@ func (e *Engine) listener(onError func(error), failures *pauses) *pebble.EventLi
 			default:
 			}
 		},
+		CompactionBegin: func(pebble.CompactionInfo) { giveWay() }, // it is called by the compaction's own goroutine
 		CompactionEnd: func(i pebble.CompactionInfo) {
 			if i.Err == nil {
 				failures.ended()
