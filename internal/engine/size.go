@@ -1,12 +1,18 @@
 package engine
 
-import "sync/atomic"
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/pebble/v2"
+)
 
 // sizes is what Size and Garbage add up. Bytes count from Open.
 type sizes struct {
-	written  counter // by what each batch commits
-	dropped  counter // by the rows that batches delete, as far as they are told the size
-	measured atomic.Pointer[measure]
+	written   counter // by what each batch commits
+	dropped   counter // by the rows that batches delete, as far as they are told the size
+	measured  atomic.Pointer[measure]
+	measuring sync.Mutex // one Measure at a time, so that an older one does not come last
 }
 
 // counter counts what was committed, and how much of it flushed files hold at the least.
@@ -47,9 +53,15 @@ func (e *Engine) Measure() {
 		return
 	}
 	defer e.gate.leave()
-	// First: what is flushed meanwhile counts twice rather than not at all.
-	next := &measure{written: e.sizes.written.flushed.Load(), dropped: e.sizes.dropped.flushed.Load()}
-	m := e.db.Metrics()
+	e.sizes.measuring.Lock()
+	defer e.sizes.measuring.Unlock()
+	var next *measure
+	var m *pebble.Metrics
+	for again := true; again; { // what is flushed meanwhile would count twice
+		next = &measure{written: e.sizes.written.flushed.Load(), dropped: e.sizes.dropped.flushed.Load()}
+		m = e.db.Metrics()
+		again = next.written != e.sizes.written.flushed.Load()
+	}
 	next.live = int64(m.Table.Local.LiveSize + m.BlobFiles.Local.LiveSize)
 	next.garbage = int64(m.Table.Garbage.PointDeletionsBytesEstimate + m.Table.Garbage.RangeDeletionsBytesEstimate)
 	if v := &m.BlobFiles; v.ValueSize > 0 { // values are counted as they were before they were compressed

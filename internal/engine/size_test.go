@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -126,5 +127,42 @@ func TestSizeOfLargeBatch(t *testing.T) {
 	}
 	if got := e.sizes.written.all.Load() - before; got < size {
 		t.Errorf("%d bytes of %d count", got, size)
+	}
+}
+
+// What is flushed while somebody measures is not counted twice.
+func TestSizeMeasuredDuringFlush(t *testing.T) {
+	const size = 256 << 10
+	value := make([]byte, size)
+	for i := range value {
+		value[i] = byte(rand.Uint32())
+	}
+	for range 40 {
+		e, err := Open(Options{FS: vfs.NewMem(), Dir: "state"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := e.NewBatch()
+		if err := errors.Join(b.Set(MetaName("large"), value), b.Commit(), b.Close()); err != nil {
+			t.Fatal(err)
+		}
+		flushed := make(chan error)
+		go func() { flushed <- e.Flush() }()
+		for under := true; under; {
+			select {
+			case err = <-flushed:
+				under = false
+			default:
+			}
+			if e.Measure(); e.Size() > size*3/2 {
+				t.Errorf("a store of %d bytes measures %d", size, e.Size())
+			}
+		}
+		if err := errors.Join(err, e.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if t.Failed() {
+			return
+		}
 	}
 }
