@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -9,10 +8,9 @@ import (
 
 // sizes is what Size and Garbage add up. Bytes count from Open.
 type sizes struct {
-	written   counter // by what each batch commits
-	dropped   counter // by the rows that batches delete, as far as they are told the size
-	measured  atomic.Pointer[measure]
-	measuring sync.Mutex // one Measure at a time, so that an older one does not come last
+	written  counter // by what each batch commits
+	dropped  counter // by the rows that batches delete, as far as they are told the size
+	measured atomic.Pointer[measure]
 }
 
 // counter counts what was committed, and how much of it flushed files hold at the least.
@@ -53,8 +51,6 @@ func (e *Engine) Measure() {
 		return
 	}
 	defer e.gate.leave()
-	e.sizes.measuring.Lock()
-	defer e.sizes.measuring.Unlock()
 	var next *measure
 	var m *pebble.Metrics
 	for again := true; again; { // what is flushed meanwhile would count twice
@@ -68,5 +64,13 @@ func (e *Engine) Measure() {
 		next.values = int64(float64(v.LiveSize) / float64(v.ValueSize) * float64(v.ValueSize-v.ReferencedValueSize))
 	}
 	next.busy = m.Compact.NumInProgress > 0 || m.Table.PendingStatsCollectionCount > 0
-	e.sizes.measured.Store(next)
+	for {
+		last := e.sizes.measured.Load()
+		if last != nil && last.written > next.written {
+			return // somebody who came later was faster
+		}
+		if e.sizes.measured.CompareAndSwap(last, next) {
+			return
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -466,6 +467,7 @@ func TestRemovedLeavesNobodyWaiting(t *testing.T) {
 		if err := other.RemoveMember(t.Context(), removed.identity.MemberID); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // the leader has heard of it too, and answers it nothing any more
 		c.network.Heal()
 		<-removed.Leaving()
 		for range calls {
