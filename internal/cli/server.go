@@ -177,7 +177,7 @@ const steady = time.Minute
 // gcPercent is how much garbage a member lets grow beside what lives, in percent of it. Nearly all that lives is caches and
 // memtables without pointers, which cost the collector little, so that collecting more often is cheap, and Go's default of
 // 100 would double them (docs/decisions/0005).
-const gcPercent = 28
+const gcPercent = 40
 
 // boundGarbage sets the collector, unless whoever started the process has set GOGC.
 func boundGarbage() {
