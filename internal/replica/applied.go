@@ -54,7 +54,7 @@ func (r *Replica) WaitApplied(ctx context.Context, index uint64) error {
 	}
 	ch := make(chan struct{})
 	r.applied.notify(index, ch)
-	return r.await(ctx, ch)
+	return r.await(ctx, nil, ch)
 }
 
 type appliedWaiters []appliedWaiter

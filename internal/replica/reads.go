@@ -121,7 +121,7 @@ func (r *Replica) ReadIndex(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := r.await(ctx, rd.confirmed); err != nil {
+	if err := r.await(ctx, nil, rd.confirmed); err != nil {
 		return 0, err
 	}
 	return rd.index, nil
@@ -146,14 +146,8 @@ func (r *Replica) ReadBarrier(ctx context.Context, late <-chan struct{}) error {
 		return kv.ErrStopped
 	}
 	// Nothing may have been written since the disk hangs.
-	select {
-	case <-rd.confirmed:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-late:
-		return kv.ErrTimeout
-	case <-r.serving.Done():
-		return kv.ErrStopped
+	if err := r.await(ctx, late, rd.confirmed); err != nil {
+		return err
 	}
 	if r.applied.index.Load() < rd.index {
 		return kv.ErrTimeoutApply
@@ -161,12 +155,15 @@ func (r *Replica) ReadBarrier(ctx context.Context, late <-chan struct{}) error {
 	return nil
 }
 
-func (r *Replica) await(ctx context.Context, ch <-chan struct{}) error {
+// await waits for ch, until ctx ends or late, which may be nil, is closed.
+func (r *Replica) await(ctx context.Context, late, ch <-chan struct{}) error {
 	select {
 	case <-ch:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-late:
+		return kv.ErrTimeout
 	case <-r.serving.Done():
 		return kv.ErrStopped
 	}
