@@ -290,6 +290,7 @@ func memberOptions(c *config.Config, log *slog.Logger, m *metrics.Metrics, doors
 			FS: tc.FS, Incoming: tc.Incoming, Logger: log, Observer: observeTransport(m, self),
 		})
 	}
+	o.OnStateJob = stateJob()
 	o.Observer = observeMember(m, log, c.WarningApplyDuration, c.Heartbeat)
 	return o, nil
 }

@@ -52,7 +52,6 @@ func (t terminal) server(args []string) error {
 	case err != nil:
 		return err
 	}
-	moreThreads()
 	log, closeLog, err := openLog(c, t.out, t.err)
 	if err != nil {
 		return err

@@ -43,6 +43,9 @@ type Options struct {
 	// engine tries again and again, at least once a second, and meanwhile memory fills up until writers wait; after the
 	// second, reads of that block fail. So the owner should not go on for long. It must not block and must not call the Engine.
 	OnError func(error)
+	// OnJob is told +1 when a flush or a compaction begins, which computes for long, and -1 when it has ended. It is called with the
+	// engine's lock held: it must not block and must not call the Engine.
+	OnJob func(change int)
 	// Fatal is told when the engine can neither go on nor return (its manifest cannot be written, say). It must end the
 	// process; where it does not, or is nil, the engine panics.
 	Fatal func(error)
@@ -105,6 +108,9 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	if o.CacheBytes <= 0 {
 		o.CacheBytes = DefaultCacheBytes
 	}
+	if o.OnJob == nil {
+		o.OnJob = func(int) {}
+	}
 	failures := &pauses{stop: e.stop}
 	p := &pebble.Options{
 		FS:               gatherFS{pauseFS{o.FS, failures}},
@@ -128,22 +134,24 @@ func (e *Engine) pebbleOptions(o Options) *pebble.Options {
 	}
 	p.Experimental.FileCacheShards = 2
 	e.shape(p)
-	p.EventListener = e.listener(o.OnError, failures)
+	p.EventListener = e.listener(o.OnError, o.OnJob, failures)
 	return p
 }
 
 // listener passes on what Pebble tells of its work in the background.
-func (e *Engine) listener(onError func(error), failures *pauses) *pebble.EventListener {
+func (e *Engine) listener(onError func(error), onJob func(int), failures *pauses) *pebble.EventListener {
 	// FlushEnd has an error also for a flush that had nothing to write; BackgroundError is called for real ones, but for
 	// those of compactions too. What both were told is a flush that failed.
 	var flushFailure atomic.Pointer[error]
 	return &pebble.EventListener{
 		// All are called with Pebble's lock held: they only note and nudge.
 		FlushBegin: func(pebble.FlushInfo) {
+			onJob(+1)
 			e.sizes.written.begin()
 			e.sizes.dropped.begin()
 		},
 		FlushEnd: func(i pebble.FlushInfo) {
+			onJob(-1)
 			if flushFailure.Store(&i.Err); i.Err != nil {
 				return
 			}
@@ -155,8 +163,12 @@ func (e *Engine) listener(onError func(error), failures *pauses) *pebble.EventLi
 			default:
 			}
 		},
-		CompactionBegin: func(pebble.CompactionInfo) { giveWay() }, // it is called by the compaction's own goroutine
+		CompactionBegin: func(pebble.CompactionInfo) {
+			onJob(+1)
+			giveWay() // this is the compaction's own goroutine
+		},
 		CompactionEnd: func(i pebble.CompactionInfo) {
+			onJob(-1)
 			if i.Err == nil {
 				failures.ended()
 			}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -144,5 +145,30 @@ func TestTablesOfOlderStates(t *testing.T) {
 		if _, found, err := e.Get(AppendRevision(nil, kv.Revision{Main: main + 1})); !found || err != nil {
 			t.Fatalf("revision %d: %t, %v", main+1, found, err)
 		}
+	}
+}
+
+// Flushes and compactions are told as jobs, and each job's end too.
+func TestJobsAreTold(t *testing.T) {
+	var mu sync.Mutex
+	running, began := 0, 0
+	e, err := Open(Options{FS: vfs.NewMem(), Dir: "state", OnJob: func(change int) {
+		mu.Lock()
+		defer mu.Unlock()
+		running += change
+		began += max(change, 0)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range int64(8) { // tables over the same keys, which are merged
+		putRows(t, e, random, i*100, 100)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if running != 0 || began <= 8 {
+		t.Errorf("%d jobs run after Close, %d began: want none, and more than the 8 flushes", running, began)
 	}
 }

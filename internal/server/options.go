@@ -76,6 +76,8 @@ type Options struct {
 	MemTableBytes        int64 // of the state engine; 0: its default
 	CacheBytes           int64 // of the state engine; 0: its default
 	LogSegmentBytes      int64 // of the raft log; 0: its default
+	// OnStateJob is told +1 when a flush or compaction of the state begins, and -1 when it has ended (engine.Options.OnJob); nil: nobody.
+	OnStateJob func(change int)
 
 	// WatchProgress is how often a watcher that asked for it hears of the revision while nothing happens; 0: 10 minutes.
 	WatchProgress time.Duration

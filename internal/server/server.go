@@ -190,7 +190,7 @@ func (m *Member) openState() error {
 		fs: roomFS{o.FS, m.room}, dir: m.dir, logger: m.logger, waiters: m.waiters,
 		engine: engine.Options{
 			FS: roomFS{o.FS, m.room}, MemTableBytes: o.MemTableBytes, CacheBytes: o.CacheBytes, Logger: m.logger,
-			OnFlush: m.flushed, OnError: m.stateFailed, Fatal: o.Fatal,
+			OnFlush: m.flushed, OnError: m.stateFailed, OnJob: o.OnStateJob, Fatal: o.Fatal,
 		},
 	}
 	return m.machine.open()
