@@ -13,9 +13,8 @@ import (
 func TestPlaces(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		var set []int
-		p := &places{set: func(n int) { set = append(set, n) }, base: 4, change: make(chan struct{}, 1)}
-		go p.follow()
-		defer close(p.change) // which ends it
+		p := newPlaces(4, func(n int) { set = append(set, n) })
+		defer close(p.change) // which ends its goroutine
 		for _, step := range []struct {
 			changes []int
 			wait    time.Duration
