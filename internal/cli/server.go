@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -172,18 +171,6 @@ const startGrace = 2 * time.Second
 // steady is how long a member that was started again in place, to rebuild itself, must have run to be started so once more.
 // If that is needed again and again, the disk is bad, and whoever watches the process should see it end.
 const steady = time.Minute
-
-// gcPercent is how much garbage a member lets grow beside what lives, in percent of it. Nearly all that lives is caches and
-// memtables without pointers, which cost the collector little, so that collecting more often is cheap, and Go's default of
-// 100 would double them (docs/decisions/0005).
-const gcPercent = 40
-
-// boundGarbage sets the collector, unless whoever started the process has set GOGC.
-func boundGarbage() {
-	if _, set := os.LookupEnv("GOGC"); !set {
-		debug.SetGCPercent(gcPercent)
-	}
-}
 
 // stopOnSecond ends the process at once at another signal: whoever sends it does not want to wait.
 func stopOnSecond(signals <-chan os.Signal, log *slog.Logger) {
