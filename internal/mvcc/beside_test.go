@@ -97,6 +97,9 @@ func readBeside(t *testing.T, s *Store, stop chan struct{}, seed uint64) {
 		default:
 		}
 		o := kv.RangeOptions{Range: kv.Range{Key: []byte{0}, End: []byte{0}}, Order: kv.SortOrder(rng.IntN(3))}
+		if rng.IntN(2) == 0 {
+			o.Range = kv.Range{Key: []byte("k"), End: []byte("l")} // has edges, with all keys inside
+		}
 		switch rng.IntN(3) {
 		case 0:
 			o.CountOnly = true

@@ -45,6 +45,9 @@ func (v *view) totalNow(ctx context.Context) (int64, error) {
 			return 0, err
 		}
 		n += inside
+		if e := &v.count.edges[i]; v.known != nil && e.before == 0 {
+			v.known.add(e.inside, inside, v.current)
+		}
 	}
 	return n, nil
 }

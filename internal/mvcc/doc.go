@@ -14,6 +14,7 @@
 //   - A fence counts exactly the live keys from its key to the next fence's (fences_test.go, crash_test.go).
 //   - The revision row, the fences and the changes they tell of are in one batch; a crash never parts them
 //     (crash_test.go). The revision never goes back, except as the log does.
-//   - Readers see revision and fences of the same moment (TestReadersBesideWriters).
+//   - Readers see revision and fences of the same moment (TestReadersBesideWriters), and of an edge's keys nothing that was found
+//     before one of its fence came or went (known_test.go).
 //   - Deleting compacted history changes no answer at or after the compact revision (model_test.go).
 package mvcc

@@ -28,11 +28,12 @@ type fence struct {
 	count int64
 }
 
-// fences is all of them, sorted by key; never empty. Kept as two slices so that counting touches numbers only: a million
+// fences is all of them, sorted by key; never empty. Kept as slices of each so that counting touches numbers only: a million
 // keys are about 2,000 of them, and adding those up takes about a microsecond.
 type fences struct {
-	keys   []string
-	counts []int64
+	keys    []string
+	counts  []int64
+	changed []int64 // the revision at which a key last came or went, or the fence was made; zero: before the start
 }
 
 // loadFences reads the fence rows.
@@ -43,7 +44,7 @@ func loadFences(r engine.Reader) (fences, error) {
 		return fences{}, err
 	}
 	defer it.Close()
-	f := fences{keys: []string{""}, counts: []int64{0}}
+	f := fences{keys: []string{""}, counts: []int64{0}, changed: []int64{0}}
 	for ok := it.First(); ok; ok = it.Next() {
 		key, err := engine.DecodeFence(it.Key())
 		if err != nil {
@@ -57,7 +58,7 @@ func loadFences(r engine.Reader) (fences, error) {
 			f.counts[0] = n
 			continue
 		}
-		f.keys, f.counts = append(f.keys, string(key)), append(f.counts, n)
+		f.keys, f.counts, f.changed = append(f.keys, string(key)), append(f.counts, n), append(f.changed, 0)
 	}
 	return f, it.Err()
 }
@@ -99,6 +100,7 @@ type fenceCount struct {
 type edge struct {
 	fence   int
 	keys    int64       // of the whole fence
+	changed int64       // when a key of the fence last came or went
 	inside  kv.Range    // the part that lies in the range; of a page, what it has not walked over yet
 	before  int64       // keys that a page has walked over, before inside
 	outside [2]kv.Range // the parts that do not; those with an empty End are none
@@ -133,7 +135,7 @@ func (f *fences) count(r kv.Range) fenceCount {
 
 // edge parts fence i by inside, which lies in it.
 func (f *fences) edge(i int, inside kv.Range) edge {
-	e := edge{fence: i, keys: f.counts[i], inside: inside}
+	e := edge{fence: i, keys: f.counts[i], changed: f.changed[i], inside: inside}
 	if f.keys[i] < string(inside.Key) {
 		e.outside[0] = kv.Range{Key: []byte(f.keys[i]), End: inside.Key}
 	}
@@ -157,19 +159,24 @@ type fenceEdit struct {
 	insert     []fence
 }
 
-// apply makes edits, which are sorted and do not overlap.
-func (f *fences) apply(edits []fenceEdit) {
+// apply makes the edits that follow from delta, the keys that came or went up to a revision. Edits are sorted and do not overlap. A
+// fence whose keys are as many as before may have others.
+func (f *fences) apply(revision int64, delta map[int]int64, edits []fenceEdit) {
+	for i := range delta {
+		f.changed[i] = revision
+	}
 	for _, e := range slices.Backward(edits) {
 		if e.remove == 1 && len(e.insert) == 1 {
 			f.counts[e.at] = e.insert[0].count
 			continue
 		}
-		keys, counts := make([]string, len(e.insert)), make([]int64, len(e.insert))
+		keys, counts, changed := make([]string, len(e.insert)), make([]int64, len(e.insert)), make([]int64, len(e.insert))
 		for i, x := range e.insert {
-			keys[i], counts[i] = x.key, x.count
+			keys[i], counts[i], changed[i] = x.key, x.count, revision
 		}
 		f.keys = slices.Replace(f.keys, e.at, e.at+e.remove, keys...)
 		f.counts = slices.Replace(f.counts, e.at, e.at+e.remove, counts...)
+		f.changed = slices.Replace(f.changed, e.at, e.at+e.remove, changed...)
 	}
 }
 

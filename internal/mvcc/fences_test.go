@@ -152,7 +152,7 @@ func (w *world) fenceReads(history []fenceMark) {
 
 // A range's count from fences and edges is right for every pair of bounds around fence keys.
 func TestFenceCountEdges(t *testing.T) {
-	f := fences{keys: []string{"", "c", "f"}, counts: []int64{3, 2, 4}}
+	f := fences{keys: []string{"", "c", "f"}, counts: []int64{3, 2, 4}, changed: make([]int64, 3)}
 	all := []string{"a", "aa", "b", "c", "d", "f", "g", "h", "i"}
 	bounds := []string{"\x00", "a", "b", "bz", "c", "c\x00", "d", "f", "f\x00", "i", "j", "z"}
 	for _, from := range bounds {
@@ -196,6 +196,7 @@ func TestCountEdgeFromEitherSide(t *testing.T) {
 		}
 	}
 	o := kv.RangeOptions{Range: kv.Range{Key: []byte("key/"), End: []byte("key0")}, CountOnly: true}
+	s.known.of = nil
 	v, err := s.view(&o)
 	if err != nil {
 		t.Fatal(err)
@@ -256,6 +257,7 @@ func TestPageCounts(t *testing.T) {
 	}
 	for limit, left := range map[int64]string{600: "[]", 5: "[5 key/00000007]"} {
 		o := kv.RangeOptions{Range: kv.Range{Key: []byte("key/00000001"), End: []byte("z")}, Limit: limit}
+		s.known.of = nil
 		v, err := s.view(&o)
 		if err != nil {
 			t.Fatal(err)

@@ -27,7 +27,7 @@ func (s *Store) Range(o kv.RangeOptions) (kv.RangeResult, int64, error) {
 	if err != nil {
 		return kv.RangeResult{}, v.current, err
 	}
-	defer v.it.Close()
+	defer v.close()
 	r, err := v.collect(o)
 	return r, v.current, err
 }
@@ -41,7 +41,7 @@ func (s *Store) Scan(ctx context.Context, o kv.RangeOptions, visit func(Row) err
 	if err != nil {
 		return ScanResult{Revision: v.current}, err
 	}
-	defer v.it.Close()
+	defer v.close()
 	return v.scan(ctx, &o, visit)
 }
 
@@ -61,10 +61,18 @@ func resolve(asked, current, compact int64) (int64, error) {
 
 // view is what one read reads: an iterator over the version rows of its range, and what the fences say of the range.
 type view struct {
-	it       *engine.Iter
-	revision int64      // to read at
-	current  int64      // newest that the iterator is known to hold whole
-	count    fenceCount // at current
+	it       *engine.Iter // nil: what is asked for is known
+	revision int64        // to read at
+	current  int64        // newest that the iterator is known to hold whole
+	count    fenceCount   // at current
+	known    *knownEdges  // where a walk over an edge is remembered; nil: nowhere
+}
+
+func (v *view) close() error {
+	if v.it == nil {
+		return nil
+	}
+	return v.it.Close()
 }
 
 // view opens the newest view of o.
@@ -82,10 +90,13 @@ func (s *Store) view(o *kv.RangeOptions) (view, error) {
 // compact revision is looked at after that: if it lies at or below the revision, nothing that the revision needs was
 // deleted before the iterator was made, and what is deleted later the iterator does not see.
 func (s *Store) viewAt(m moment, o *kv.RangeOptions) (view, error) {
-	v := view{current: m.revision, count: m.count}
+	v := view{current: m.revision, count: m.count, known: &s.known}
 	var err error
 	if v.revision, err = resolve(o.Revision, m.revision, neverCompacted); err != nil {
 		return v, err
+	}
+	if o.CountOnly && !o.Single() && v.revision == v.current && len(v.count.edges) == 0 {
+		return v, nil
 	}
 	var lower, upper []byte
 	if !o.Single() { // one key is sought by its prefix, and bounds would be compared with each block on the way

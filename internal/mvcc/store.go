@@ -36,6 +36,7 @@ type Store struct {
 	revision atomic.Int64 // newest published main revision; written under mu
 	compact  atomic.Int64 // compact revision; written under mu
 	fences   fences       // of the published revision
+	known    knownEdges
 
 	// The writer's own.
 	heads   headCache
@@ -127,19 +128,20 @@ func (s *Store) now(r kv.Range, counting bool) moment {
 	m := moment{revision: s.revision.Load()}
 	if counting {
 		m.count = s.fences.count(r)
+		s.known.settle(&m.count)
 	}
 	return m
 }
 
 // publish shows readers a new moment. Called by the writer, after the batch that made it was committed.
-func (s *Store) publish(revision, compact int64, edits []fenceEdit) {
+func (s *Store) publish(revision, compact int64, delta map[int]int64, edits []fenceEdit) {
 	if revision < s.revision.Load() || compact < s.compact.Load() {
 		panic(fmt.Sprintf("mvcc: publishing revision %d after %d, compacted at %d after %d",
 			revision, s.revision.Load(), compact, s.compact.Load()))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fences.apply(edits)
+	s.fences.apply(revision, delta, edits)
 	s.compact.Store(compact)
 	s.revision.Store(revision)
 }

@@ -98,7 +98,7 @@ func (w *Writer) Publish() ([]kv.Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mvcc: write revision %d: %w", w.revision, err)
 	}
-	w.s.publish(w.revision, w.compact, edits)
+	w.s.publish(w.revision, w.compact, w.delta, edits)
 	w.s.writer, w.s.fresh = nil, false
 	return w.events, nil
 }
