@@ -23,10 +23,12 @@ import (
 	"github.com/trivet-kv/trivet/internal/config"
 )
 
-func TestMain(m *testing.M) {
-	run := func() { os.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
-	testscript.Main(m, map[string]func(){"trivet": run, "etcd": run, "etcdctl": run, "etcdutl": run})
-}
+// programs are what this binary is when it is called by their names.
+var programs = map[string]func(){"trivet": program, "etcd": program, "etcdctl": program, "etcdutl": program}
+
+func program() { os.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
+
+func TestMain(m *testing.M) { testscript.Main(m, programs) }
 
 // The scripts run the program as people do.
 func TestScripts(t *testing.T) {

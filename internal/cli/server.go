@@ -51,6 +51,7 @@ func (t terminal) server(args []string) error {
 	case err != nil:
 		return err
 	}
+	relaxTimers()
 	log, closeLog, err := openLog(c, t.out, t.err)
 	if err != nil {
 		return err
