@@ -40,6 +40,7 @@ func (t terminal) serverHelp() {
 
 // server runs a member until a signal ends it or it fails.
 func (t terminal) server(args []string) error {
+	relaxTimers() // before anything is read: a pipe can be read once
 	c, err := config.Load(args, os.Environ(), os.ReadFile)
 	switch {
 	case errors.Is(err, config.ErrHelp):
@@ -51,7 +52,6 @@ func (t terminal) server(args []string) error {
 	case err != nil:
 		return err
 	}
-	relaxTimers()
 	log, closeLog, err := openLog(c, t.out, t.err)
 	if err != nil {
 		return err

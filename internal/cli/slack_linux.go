@@ -30,17 +30,14 @@ func init() { runtime.LockOSThread() }
 func relaxTimers() {
 	const usual = 50 * time.Microsecond
 	defer runtime.UnlockOSThread()
-	if unix.Gettid() != os.Getpid() {
+	if _, again := os.LookupEnv(relaxedMark); again || unix.Gettid() != os.Getpid() {
 		return
 	}
 	if n, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err != nil || time.Duration(n) != usual {
 		return
 	}
 	program, err := calledAs(os.Args[0])
-	if _, again := os.LookupEnv(relaxedMark); again || err != nil {
-		return
-	}
-	if unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack), 0, 0, 0) == nil {
+	if err == nil && unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack), 0, 0, 0) == nil {
 		_ = syscall.Exec(program, os.Args, append(os.Environ(), relaxedMark+"="+timerSlack.String()))
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(usual), 0, 0, 0)
 	}

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,7 +76,11 @@ func TestRelaxTimers(t *testing.T) {
 			cmd.Args = []string{"relaxed", "a b", "", "--c=$d"}
 			cmd.Env = append(os.Environ(), c.env...)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGUSR1}
-			r, err := outputWithSlack(cmd, c.given)
+			var r relaxed
+			out, err := outputWithSlack(cmd, c.given)
+			if err == nil {
+				err = json.Unmarshal(out, &r)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,20 +98,39 @@ func TestRelaxTimers(t *testing.T) {
 }
 
 // outputWithSlack starts cmd from a thread with a slack, which it inherits.
-func outputWithSlack(cmd *exec.Cmd, slack time.Duration) (r relaxed, err error) {
+func outputWithSlack(cmd *exec.Cmd, slack time.Duration) ([]byte, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	before, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
 	if err != nil {
-		return r, err
+		return nil, err
 	}
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0); err != nil {
-		return r, err
+		return nil, err
 	}
 	out, err := cmd.Output()
-	if err == nil {
-		err = json.Unmarshal(out, &r)
-	}
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(before), 0, 0, 0)
-	return r, err
+	return out, err
+}
+
+// What a member is given can be read once: it begins anew before it reads its configuration.
+func TestConfigurationFromPipe(t *testing.T) {
+	path, err := exec.LookPath("trivet") // this very program; see TestMain
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, l := freePort(t)
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "server", "--config-file=/dev/stdin")
+	cmd.Dir = t.TempDir()
+	taken := fmt.Sprintf("http://127.0.0.1:%d", port)
+	cmd.Stdin = strings.NewReader(fmt.Sprintf("listen-client-urls: %s\nadvertise-client-urls: %[1]s\nlisten-peer-urls: http://127.0.0.1:0\n", taken))
+	var said strings.Builder
+	cmd.Stderr = &said
+	_, err = outputWithSlack(cmd, 50*time.Microsecond)
+	if ctx.Err() != nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), taken) {
+		t.Errorf("%v; it said:\n%s\nwant that %s is taken", err, said.String(), taken)
+	}
 }
