@@ -16,6 +16,7 @@ func TestKnownEdges(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			e, s := openMem(t)
+			x := script{t, e, s}
 			rng := rand.New(rand.NewPCG(seed, 9))
 			key := func(n int) []byte { return fmt.Appendf(nil, "key/%05d", n) }
 			const space = 6000
@@ -28,32 +29,26 @@ func TestKnownEdges(t *testing.T) {
 			asked = append(asked, kv.Range{Key: []byte("key/"), End: []byte("key0")}, kv.Range{Key: key(77), End: []byte{0}})
 			known, unknown := 0, 0
 			for step := range 120 {
-				b := e.NewBatch()
-				w := s.NewWriter(b)
-				txn := w.Begin()
 				at, n := rng.IntN(space), rng.IntN(4)
 				if step%10 == 0 {
 					n = 2000 // fences split, or merge
 				}
-				for i := range n {
-					k := key((at + i) % space)
-					var err error
-					if gone := step/10%2 == 1; gone || n < 4 && i%2 == 1 {
-						delete(live, string(k))
-						_, err = txn.Delete(kv.Range{Key: k}, false, nil)
-					} else {
-						live[string(k)] = true
-						_, err = txn.Put(k, k, 0)
+				x.txn(func(txn *Txn) {
+					for i := range n {
+						k := key((at + i) % space)
+						var err error
+						if gone := step/10%2 == 1; gone || n < 4 && i%2 == 1 {
+							delete(live, string(k))
+							_, err = txn.Delete(kv.Range{Key: k}, false, nil)
+						} else {
+							live[string(k)] = true
+							_, err = txn.Put(k, k, 0)
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
 					}
-					if err != nil {
-						t.Fatal(err)
-					}
-				}
-				txn.End()
-				if _, err := w.Publish(); err != nil {
-					t.Fatal(err)
-				}
-				b.Close()
+				})
 				keys := sortedKeys(live)
 				for range 20 {
 					o := kv.RangeOptions{Range: asked[rng.IntN(len(asked))], CountOnly: true}
@@ -91,20 +86,14 @@ func TestKnownEdgesOfAsManyKeys(t *testing.T) {
 		}
 	}
 	count(5)
-	b := e.NewBatch()
-	w := s.NewWriter(b)
-	txn := w.Begin()
-	if _, err := txn.Put(key(11), nil, 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := txn.Delete(kv.Range{Key: key(2)}, false, nil); err != nil {
-		t.Fatal(err)
-	}
-	txn.End()
-	if _, err := w.Publish(); err != nil {
-		t.Fatal(err)
-	}
-	b.Close()
+	script{t, e, s}.txn(func(txn *Txn) {
+		if _, err := txn.Put(key(11), nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := txn.Delete(kv.Range{Key: key(2)}, false, nil); err != nil {
+			t.Fatal(err)
+		}
+	})
 	count(4)
 }
 
