@@ -464,11 +464,10 @@ func (e *Endpoint) Call(ctx context.Context, to uint64, kind byte, body []byte) 
 	if err != nil {
 		return nil, err
 	}
-	result := make(chan answer, 1)
-	other.wg.Go(func() {
-		b, err := other.h.Serve(other.ctx, e.c.ID, kind, slices.Clone(body))
-		result <- answer{b, err}
-	})
+	result, ok := other.serve(e.c.ID, kind, body)
+	if !ok {
+		return nil, ErrUnreachable
+	}
 	select {
 	case a := <-result:
 		if _, err := travel(other, e.c.ID); err != nil {
@@ -485,6 +484,21 @@ func (e *Endpoint) Call(ctx context.Context, to uint64, kind byte, body []byte) 
 	}
 }
 
+// serve has this member answer a call, which Close waits for; false if it has ended.
+func (e *Endpoint) serve(from uint64, kind byte, body []byte) (<-chan answer, bool) {
+	e.n.mu.Lock()
+	defer e.n.mu.Unlock()
+	if e.ended {
+		return nil, false
+	}
+	result := make(chan answer, 1)
+	e.wg.Go(func() {
+		b, err := e.h.Serve(e.ctx, from, kind, slices.Clone(body))
+		result <- answer{b, err}
+	})
+	return result, true
+}
+
 // Ask is as the function Ask, of a member instead of an address. It arrives whatever is cut.
 func (n *Network) Ask(ctx context.Context, to uint64, kind byte, body []byte) ([]byte, error) {
 	n.mu.Lock()
@@ -498,11 +512,10 @@ func (n *Network) Ask(ctx context.Context, to uint64, kind byte, body []byte) ([
 	if !sleep(ctx, delay) {
 		return nil, context.Cause(ctx)
 	}
-	result := make(chan answer, 1)
-	other.wg.Go(func() {
-		b, err := other.h.Serve(other.ctx, 0, kind, slices.Clone(body))
-		result <- answer{b, err}
-	})
+	result, ok := other.serve(0, kind, body)
+	if !ok {
+		return nil, ErrUnreachable
+	}
 	select {
 	case a := <-result:
 		if a.err != nil {
