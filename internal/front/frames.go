@@ -98,6 +98,9 @@ func (c *conn) begin(f frame, block []byte) error {
 	k := newCall(c, f.id, h, c.initial)
 	k.headBytes = f.length
 	c.streams[f.id] = k
+	if h.unary() {
+		c.unary++
+	}
 	c.last = k
 	k.halfClosed = ended
 	now := ended || h.method == nil || h.method.stream != nil

@@ -43,6 +43,9 @@ type head struct {
 	notPost *refusal // to be looked at last
 }
 
+// unary tells whether a call is answered with one message.
+func (h *head) unary() bool { return h.method != nil && h.method.unary != nil }
+
 // refusal is the answer to a call that is not served, or, with a code, the end of its stream.
 type refusal struct {
 	http int

@@ -48,6 +48,12 @@ func dialWith(t testing.TB, addr string, first func(*raw)) *raw {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return speak(t, conn, first)
+}
+
+// speak is dialWith on a connection that is there.
+func speak(t testing.TB, conn net.Conn, first func(*raw)) *raw {
+	t.Helper()
 	t.Cleanup(func() { _ = conn.Close() })
 	r := &raw{
 		t: t, conn: conn, fr: http2.NewFramer(conn, conn),

@@ -129,15 +129,22 @@ func (c *conn) write() {
 // pongDelay is how long an answer to a ping may wait for what is to be sent before it.
 const pongDelay = 2 * time.Millisecond
 
-// delayPongs tells whether answers to pings, if there is nothing else, wait for those who have much to send and will go on when
-// the client has given windows for it. Clients measure by pings how much is under way, and widen their windows by that: where
-// the answers overtake what is being sent, windows stay small, and pings come all the time. mu is held.
+// delayPongs tells whether answers to pings, if there is nothing else, wait for something that they can leave with: the answer of a
+// call under way, or what those have to send who wait for windows. Clients of grpc-go ping whenever something has come and no
+// ping is under way; to one that calls again and again each pong by itself is a write here and a read there. They measure by pings
+// how much is under way, and widen their windows by that: where pongs overtake what is being sent, windows stay small, and pings
+// come all the time. mu is held.
 func (c *conn) delayPongs() bool {
-	if len(c.out) > 0 || c.piece != nil || len(c.pongs) == 0 || c.sending == 0 || c.overdue || c.lastWords {
+	if len(c.out) > 0 || c.piece != nil || len(c.pongs) == 0 || c.sending == 0 && c.unary == 0 || c.overdue || c.lastWords {
 		return false
 	}
-	if c.later == nil {
-		c.later = time.AfterFunc(pongDelay, c.pushLater)
+	if !c.laterRuns {
+		c.laterRuns = true
+		if c.later == nil {
+			c.later = time.AfterFunc(pongDelay, c.pushLater)
+		} else {
+			c.later.Reset(pongDelay)
+		}
 	}
 	return true
 }
@@ -153,7 +160,7 @@ func (c *conn) appendPongs() {
 func (c *conn) pushLater() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.later, c.overdue = nil, true
+	c.laterRuns, c.overdue = false, len(c.pongs) > 0
 	c.push()
 }
 
