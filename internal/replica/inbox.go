@@ -20,7 +20,7 @@ type inbox struct {
 	work   work
 	closed bool // the loop has ended: nothing of any size is taken any more
 
-	together int // proposals that came together, lately
+	together int // proposals that came together, lately; changed by the loop
 }
 
 type work struct {

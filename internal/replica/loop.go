@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -233,7 +234,10 @@ func (l *loop) tellLeader(before uint64, led bool) {
 	l.c.Logger.Info("raft.node: "+change, "leader", hex(l.lead), "term", l.term)
 }
 
-// handle does what raft asks for. What goes to peers goes first, beside the write to the local disk.
+// handle does what raft asks for. What goes to peers goes first, beside the write to the local disk. While commands come one by one
+// the order is kept further down too, where goroutines would have their turn as it comes: a peer has its entries before the local
+// disk is asked, for that way is longer, and a client has its answer before peers hear that its entry is committed. While many come
+// together nobody is let go first: what waits for the loop would wait for all of them.
 func (l *loop) handle(rd raft.Ready) {
 	l.out = l.out[:0]
 	for _, m := range rd.Messages {
@@ -254,9 +258,16 @@ func (l *loop) handle(rd raft.Ready) {
 		l.view.commit.Store(l.commit) // before anybody hears of it: it is what reads are answered with
 		l.c.Observer.Committed(l.commit)
 	}
-	if l.out = thin(l.out); len(l.out) > 0 {
-		l.c.Transport.Send(l.out)
-		clear(l.out)
+	l.out = thin(l.out)
+	n, alone := len(l.out), l.in.together <= 1 // which changes only in take
+	if alone {
+		n = hurry(l.out)
+	}
+	if n > 0 {
+		l.c.Transport.Send(l.out[:n])
+		if alone {
+			runtime.Gosched()
+		}
 	}
 	for _, m := range rd.Messages {
 		switch m.GetTo() {
@@ -271,6 +282,26 @@ func (l *loop) handle(rd raft.Ready) {
 			l.apply.push(applyItem{m: m})
 		}
 	}
+	if n < len(l.out) {
+		runtime.Gosched()
+		l.c.Transport.Send(l.out[n:])
+	}
+	clear(l.out)
+}
+
+// hurry moves appends without entries, which carry but a commit index, behind the messages that somebody waits for, and returns how
+// many those are.
+func hurry(ms []*raftpb.Message) int {
+	n := 0
+	for i, m := range ms {
+		if m.GetType() == raftpb.MsgApp && len(m.Entries) == 0 {
+			continue
+		}
+		copy(ms[n+1:i+1], ms[n:i])
+		ms[n] = m
+		n++
+	}
+	return n
 }
 
 // persist queues what raft wants durable. The log's goroutine passes the responses on when it is: to this member through

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,6 +50,36 @@ func TestThin(t *testing.T) {
 		}
 		if got := strings.Join(kept, " "); got != c.kept {
 			t.Errorf("%s: kept %s, not %s", c.name, got, c.kept)
+		}
+	}
+}
+
+// TestHurry: what somebody waits for leaves first, commit indices alone behind it, and each in the order in which it came.
+func TestHurry(t *testing.T) {
+	entries := func(to uint64) *raftpb.Message {
+		return &raftpb.Message{Type: raftpb.MsgApp.Enum(), To: new(to), Entries: []*raftpb.Entry{{}}}
+	}
+	bare := func(to uint64) *raftpb.Message { return &raftpb.Message{Type: raftpb.MsgApp.Enum(), To: new(to)} }
+	probe := func(to uint64) *raftpb.Message { return &raftpb.Message{Type: raftpb.MsgHeartbeat.Enum(), To: new(to)} }
+	for _, c := range []struct {
+		ms   []*raftpb.Message
+		want []uint64
+		n    int
+	}{
+		{},
+		{ms: []*raftpb.Message{bare(1), bare(2)}, want: []uint64{1, 2}, n: 0},
+		{ms: []*raftpb.Message{entries(1), entries(2)}, want: []uint64{1, 2}, n: 2},
+		{ms: []*raftpb.Message{bare(1), bare(2), entries(3), bare(4), probe(5), entries(6)}, want: []uint64{3, 5, 6, 1, 2, 4}, n: 3},
+	} {
+		if n := hurry(c.ms); n != c.n {
+			t.Errorf("somebody waits for %d of %v, not %d", n, c.ms, c.n)
+		}
+		var got []uint64
+		for _, m := range c.ms {
+			got = append(got, m.GetTo())
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("they leave in the order %v, not %v", got, c.want)
 		}
 	}
 }
