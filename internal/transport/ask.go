@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -77,8 +78,16 @@ func (c *inConn) serveAsk() {
 	_ = c.answer(binary.LittleEndian.Uint64(payload), answer, err) // who asked notices
 }
 
+// ownAddrs is where this member is: by the table of members, and as it was started. The table may be the older of the two: a member
+// that was told to move, and died before it had applied that, has the old address there, and so may those who look for it.
 func (t *Transport) ownAddrs() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.addrs
+	addrs := slices.Clone(t.addrs)
+	for _, a := range t.c.Addrs {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }

@@ -56,8 +56,8 @@ func (h hello) encode() []byte {
 	b = append(b, magic...)
 	b = append(b, protocolVersion)
 	text := h.version
-	if addrs := strings.Join(h.addrs, ","); addrs != "" && len(text)+1+len(addrs) <= maxHelloText {
-		text += "\x00" + addrs
+	for i, mark := 0, "\x00"; i < len(h.addrs) && len(text)+1+len(h.addrs[i]) <= maxHelloText; i, mark = i+1, "," {
+		text += mark + h.addrs[i]
 	}
 	b = binary.LittleEndian.AppendUint16(b, uint16(helloBytes+len(text)))
 	for _, id := range [...]uint64{h.cluster, h.from, h.to} {

@@ -18,7 +18,7 @@ type Config struct {
 	ClusterID, ID uint64
 	Version       string                                                   // of the software, told to peers and shown in their logs
 	Peers         map[uint64][]string                                      // addresses of each other member, as Dial takes them; SetPeer changes them later
-	Addrs         []string                                                 // of this member, for peers that do not know it yet; may be empty
+	Addrs         []string                                                 // of this member as it was started, for peers that do not know it yet, or where it is now; may be empty
 	Listeners     []net.Listener                                           // closed by Close; their connections may be Openers
 	Dial          func(ctx context.Context, addr string) (net.Conn, error) // nil: TCP to host:port; the connection may be an Opener
 
@@ -247,7 +247,7 @@ func (t *Transport) Send(ms []*raftpb.Message) {
 	}
 }
 
-// SetPeer makes a member known or changes its addresses; of this member, what it tells peers that do not know it.
+// SetPeer makes a member known or changes its addresses; of this member, what it tells peers before Config.Addrs.
 func (t *Transport) SetPeer(id uint64, addrs []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -561,6 +561,15 @@ func TestPeerMoved(t *testing.T) {
 		if n := b.received(); n != 1 {
 			t.Errorf("%d messages of 1 arrived", n)
 		}
+		// The table of a member that died before it had applied its own move still has the old address, as that of the peer has.
+		a.Close()
+		b.SetPeer(2, []string{"m2"})
+		a = startPeer(t, p, 1, nil)
+		defer a.Close()
+		time.Sleep(time.Minute)
+		if heard := a.heard(); !strings.Contains(heard, "up 2") {
+			t.Errorf("a peer whose own table is old is not found: %s", heard)
+		}
 		b.Close()
 		a.RemovePeer(2)
 		b = startPeer(t, p, 2, func(c *Config) { c.Addrs = []string{"m2"} })
