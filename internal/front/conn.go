@@ -73,25 +73,24 @@ type conn struct {
 	maxList int   // of the client; 0: it has said none
 	enc     encoder
 
-	out       []byte      // what is to be written next
-	spare     []byte      // memory for it
-	piece     *piece      // what is to be written behind it; that of whose turn it is
-	gather    net.Conn    // takes a piece as it lies in memory; nil: pieces are copied (TLS)
-	owed      int         // frames in out that the reader owes
-	writing   bool        // somebody writes, or is about to
-	dead      bool        // nothing is sent any more
-	queue     []*call     // who wait for their turn to send much
-	turn      *call       // whose it is
-	turnLeft  int         // how much more before it is the next one's
-	room      sync.Cond   // out has become shorter
-	waiting   int         // how many wait for that
-	pongs     [][8]byte   // answers to pings, which go behind out
-	sending   int         // who have more to send than fits at once
-	later     *time.Timer // has pongs sent that have waited long enough
-	laterRuns bool
-	overdue   bool      // pongs wait no longer
-	orphans   int       // handlers that run though their calls were cancelled
-	resume    sync.Cond // the reader may go on
+	out      []byte    // what is to be written next
+	spare    []byte    // memory for it
+	piece    *piece    // what is to be written behind it; that of whose turn it is
+	gather   net.Conn  // takes a piece as it lies in memory; nil: pieces are copied (TLS)
+	owed     int       // frames in out that the reader owes
+	writing  bool      // somebody writes, or is about to
+	dead     bool      // nothing is sent any more
+	queue    []*call   // who wait for their turn to send much
+	turn     *call     // whose it is
+	turnLeft int       // how much more before it is the next one's
+	room     sync.Cond // out has become shorter
+	waiting  int       // how many wait for that
+	pongs    [][8]byte // answers to pings, which go behind out
+	sending  int       // who have more to send than fits at once
+	later    *time.Timer
+	overdue  bool      // pongs wait no longer
+	orphans  int       // handlers that run though their calls were cancelled
+	resume   sync.Cond // the reader may go on
 
 	drained   *time.Timer // not nil: the client was told to go elsewhere
 	closing   bool        // new calls are not taken

@@ -103,7 +103,7 @@ func (c *conn) begin(f frame, block []byte) error {
 	}
 	c.last = k
 	k.halfClosed = ended
-	now := ended || h.method == nil || h.method.stream != nil
+	now := ended || !h.unary()
 	k.dispatched = now
 	c.mu.Unlock()
 	if ended {

@@ -138,13 +138,8 @@ func (c *conn) delayPongs() bool {
 	if len(c.out) > 0 || c.piece != nil || len(c.pongs) == 0 || c.sending == 0 && c.unary == 0 || c.overdue || c.lastWords {
 		return false
 	}
-	if !c.laterRuns {
-		c.laterRuns = true
-		if c.later == nil {
-			c.later = time.AfterFunc(pongDelay, c.pushLater)
-		} else {
-			c.later.Reset(pongDelay)
-		}
+	if c.later == nil {
+		c.later = time.AfterFunc(pongDelay, c.pushLater)
 	}
 	return true
 }
@@ -160,7 +155,7 @@ func (c *conn) appendPongs() {
 func (c *conn) pushLater() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.laterRuns, c.overdue = false, len(c.pongs) > 0
+	c.later, c.overdue = nil, len(c.pongs) > 0
 	c.push()
 }
 

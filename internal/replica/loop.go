@@ -289,21 +289,6 @@ func (l *loop) handle(rd raft.Ready) {
 	clear(l.out)
 }
 
-// hurry moves appends without entries, which carry but a commit index, behind the messages that somebody waits for, and returns how
-// many those are.
-func hurry(ms []*raftpb.Message) int {
-	n := 0
-	for i, m := range ms {
-		if m.GetType() == raftpb.MsgApp && len(m.Entries) == 0 {
-			continue
-		}
-		copy(ms[n+1:i+1], ms[n:i])
-		ms[n] = m
-		n++
-	}
-	return n
-}
-
 // persist queues what raft wants durable. The log's goroutine passes the responses on when it is: to this member through
 // the inbox, to others at once.
 func (l *loop) persist(m *raftpb.Message) {

@@ -62,6 +62,21 @@ func needless(m *raftpb.Message, later []*raftpb.Message) bool {
 	return false
 }
 
+// hurry moves appends without entries, which carry but a commit index, behind the messages that somebody waits for, and returns how
+// many those are.
+func hurry(ms []*raftpb.Message) int {
+	n := 0
+	for i, m := range ms {
+		if m.GetType() == raftpb.MsgApp && len(m.Entries) == 0 {
+			continue
+		}
+		copy(ms[n+1:i+1], ms[n:i])
+		ms[n] = m
+		n++
+	}
+	return n
+}
+
 // acknowledged is the newest acknowledgement of entries that was sent to a leader, or that waits for the log to be sent. To a leader
 // that has it another for no more entries says nothing, and each commit index that comes alone asks for one. It is forgotten
 // with each tick, because acknowledgements may be lost: a leader that misses one asks again, at the latest when its heartbeat is answered.

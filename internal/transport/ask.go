@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"time"
 )
 
@@ -83,11 +82,5 @@ func (c *inConn) serveAsk() {
 func (t *Transport) ownAddrs() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	addrs := slices.Clone(t.addrs)
-	for _, a := range t.c.Addrs {
-		if !slices.Contains(addrs, a) {
-			addrs = append(addrs, a)
-		}
-	}
-	return addrs
+	return joined(t.addrs, t.c.Addrs)
 }

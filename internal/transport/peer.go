@@ -95,13 +95,18 @@ func (p *peer) there() {
 func (p *peer) dialled() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	addrs := slices.Clone(p.addrs)
-	for _, a := range p.said {
-		if !slices.Contains(addrs, a) {
-			addrs = append(addrs, a)
+	return joined(p.addrs, p.said)
+}
+
+// joined is a list of all addresses of two, those of the first in front.
+func joined(first, second []string) []string {
+	all := slices.Clone(first)
+	for _, a := range second {
+		if !slices.Contains(all, a) {
+			all = append(all, a)
 		}
 	}
-	return addrs
+	return all
 }
 
 // send sorts messages onto the two streams. Appends keep their order among themselves, or a follower would refuse the
